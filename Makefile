@@ -1,0 +1,45 @@
+# make demo: train a language model on the built-in corpus and let it tell a story
+# make test: every check there is
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test setup export readme format lint lab clean
+
+setup: $(READY)
+
+# A stamp file makes the second `make` fast; a change of requirements installs again.
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llm_scratch needs Python 3.11 or newer; choose one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a minute or two, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# TEXT=FILE trains on that UTF-8 text instead of the built-in stories.
+demo: $(READY)
+	@$(BIN)/llm_scratch demo $(if $(TEXT),--text "$(TEXT)")
+
+test: $(READY) lint
+	@$(BIN)/python -m pytest --nbval nbs tests -n 2 --dist loadfile --durations 10
+
+export: $(READY)
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tests/readme.py README.md
+
+format: $(READY)
+	@$(BIN)/ruff format --quiet nbs tests conftest.py setup.py
+	@$(BIN)/nbdev_clean
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet nbs tests conftest.py setup.py
+	@$(BIN)/ruff format --check --quiet nbs tests conftest.py setup.py || { echo "run: make format"; exit 1; }
+
+lab: $(READY)
+	@$(BIN)/jupyter lab nbs/index.ipynb
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
