@@ -37,6 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several workers, rather than all for all
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     option = config.option
     if not (getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)):
         return
