@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-# %% ../nbs/10_cli.ipynb #5fc228e4
+# %% ../nbs/10_cli.ipynb #eb1f40fa
 def positional(
     name: str,  # as the help shows it
     **default,  # `default=...` if it may be left out
@@ -28,8 +28,11 @@ def _as_tyro_sees_it(command: type) -> None:
 
     for f in fields(command):
         if name := f.metadata.get("positional"):
-            mark = tyro.conf.arg(metavar=name)
-            command.__annotations__[f.name] = Annotated[f.type, tyro.conf.Positional, mark]
+            command.__annotations__[f.name] = Annotated[
+                f.type, tyro.conf.Positional, tyro.conf.arg(metavar=name)
+            ]
+        elif f.type is bool:
+            command.__annotations__[f.name] = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 # %% ../nbs/10_cli.ipynb #8ef4b193
 class UsageError(ValueError):
@@ -49,7 +52,7 @@ def flatten(
     text = [" ".join(" ".join(part).split()) for part in parts]
     return "; ".join(t for t in text if t and not t.startswith(("For full helptext", "Argument helptext")))
 
-# %% ../nbs/10_cli.ipynb #14da1866
+# %% ../nbs/10_cli.ipynb #bed1f4cd
 def parse(
     command: type,  # dataclass of the command
     args: list[str],  # what follows its name
@@ -67,13 +70,7 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                command,
-                args=args,
-                prog=f"llm_scratch {name}",
-                config=(tyro.conf.FlagCreatePairsOff,),
-                **options,
-            )
+            return tyro.cli(command, args=args, prog=f"llm_scratch {name}", **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -120,7 +117,7 @@ def existing(
         raise FileNotFoundError(f"no {what} {path}; make one with: llm_scratch {make}")
     return Path(path)
 
-# %% ../nbs/10_cli.ipynb #ba52e336
+# %% ../nbs/10_cli.ipynb #fb657778
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
     "Learn a byte-level BPE tokenizer from a corpus or a text file."
@@ -146,7 +143,7 @@ class TrainTokenizer:
             f"{self.out}: {tokenizer.vocab_size:,} tokens, {len(merges):,} merges, {time.perf_counter() - start:.1f} s"
         )
 
-# %% ../nbs/10_cli.ipynb #e43b9954
+# %% ../nbs/10_cli.ipynb #b3779703
 @dataclass(frozen=True, kw_only=True)
 class Encode:
     "Turn a text file into token ids (.npy), ready for training."
@@ -174,7 +171,7 @@ class Encode:
             f"{self.out}: {tokens:,} tokens, {size / tokens:.2f} bytes per token, {size / seconds / 1e6:.1f} MB/s"
         )
 
-# %% ../nbs/10_cli.ipynb #9aed0880
+# %% ../nbs/10_cli.ipynb #ee897c99
 @dataclass(frozen=True, kw_only=True)
 class Train:
     "Train a model: a preset, with any of its settings overridden."
@@ -204,14 +201,15 @@ class Train:
         return parse(cls, rest, default=cls(experiment=presets[name]))
 
     def run(self):
+        from contextlib import closing
+
         from llm_scratch.experiments import run
         from llm_scratch.training import progress
 
         folder, steps, last = self.folder(), self.experiment.train.steps, {}
-        for last in progress(
-            run(self.experiment, folder, resume=self.resume, overwrite=self.overwrite), steps
-        ):
-            pass
+        with closing(run(self.experiment, folder, resume=self.resume, overwrite=self.overwrite)) as records:
+            for last in progress(records, steps):  # leaving early closes the run, which saves it
+                pass
         loss = "".join(f", {k.replace('_', ' ')} {last[k]:.4f}" for k in ("loss", "valid_loss") if k in last)
         print(
             f"{folder}: step {last.get('step', steps):,}{loss}\ncontinue with: llm_scratch generate {folder}"
@@ -222,12 +220,12 @@ class Train:
 
     after_interrupt = "the run is saved; go on with: {again} --resume"
 
-# %% ../nbs/10_cli.ipynb #12f4b102
+# %% ../nbs/10_cli.ipynb #b155d08c
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Run a study, that is several presets, and print its table; finished runs are skipped."
 
-    study: str = positional("STUDY", default="")  # name of a study; nothing lists them
+    study: str = positional("STUDY", default="")  # name of a study; leave it out for a list
     root: Path = Path("runs")  # each run's folder is ROOT/NAME
     list: bool = False  # list the studies and their presets, run nothing
 
@@ -244,7 +242,7 @@ class Experiment:
 
     after_interrupt = "what was done is saved; go on with: {again}"
 
-# %% ../nbs/10_cli.ipynb #38e6392e
+# %% ../nbs/10_cli.ipynb #ea82afc0
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     "Train a small model from scratch in a few minutes, and let it tell a story."
@@ -255,13 +253,11 @@ class Demo:
     def run(self):
         from llm_scratch.experiments import demo
 
-        if self.text is not None and not self.text.is_file():
-            raise FileNotFoundError(f"no text file {self.text}")
         demo(self.text, self.run_dir)
 
     after_interrupt = "what was done is saved; go on with: {again}"
 
-# %% ../nbs/10_cli.ipynb #63cac548
+# %% ../nbs/10_cli.ipynb #a295a0e6
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     "Continue a prompt with a trained model; the text appears as it is written."
@@ -323,7 +319,7 @@ def info_system() -> dict[str, Any]:
         found["gpu"] = "Apple (mps)"
     return found | {"data": data_dir()}
 
-# %% ../nbs/10_cli.ipynb #20ad7b27
+# %% ../nbs/10_cli.ipynb #536ad01a
 def info_tokenizer(path: Path) -> dict[str, Any]:
     from llm_scratch.tokenizer import Tokenizer
 
@@ -364,7 +360,7 @@ def info_text(path: Path) -> dict[str, Any]:
             tail = (tail + block)[-len(END) + 1 :]
     return {"what": "text", "bytes": f"{size:,}", "documents": f"{documents:,} ends of text"}
 
-# %% ../nbs/10_cli.ipynb #30e1cd27
+# %% ../nbs/10_cli.ipynb #927da6ae
 def info_run(path: Path) -> dict[str, Any]:
     from math import prod
 
@@ -391,7 +387,7 @@ def info_run(path: Path) -> dict[str, Any]:
         found["validation loss"] = f"last {losses[-1]:.3f}, best {min(losses):.3f} nats/token"
     return found | {"checkpoints": ", ".join(c.name for c in saved) or "none"}
 
-# %% ../nbs/10_cli.ipynb #79c1f900
+# %% ../nbs/10_cli.ipynb #bbc9b158
 @dataclass(frozen=True, kw_only=True)
 class Info:
     "Say what a run, tokenizer, token file or text is; without one, describe this installation."
@@ -418,7 +414,7 @@ class Info:
             for part in ("train", "valid")
         }
 
-# %% ../nbs/10_cli.ipynb #05898d0c
+# %% ../nbs/10_cli.ipynb #0f8cc054
 COMMANDS = {
     command_name(c): c for c in (Demo, Download, TrainTokenizer, Encode, Train, Generate, Experiment, Info)
 }
@@ -452,7 +448,7 @@ def complain(
         return text, 2
     return f"{type(error).__name__}: {text} (this looks like a bug; LLM_SCRATCH_DEBUG=1 shows where)", 1
 
-# %% ../nbs/10_cli.ipynb #989a49ae
+# %% ../nbs/10_cli.ipynb #629b20f0
 def main(
     argv: list[str] | None = None,  # arguments after the program's name; None: the real ones
 ) -> (
@@ -477,7 +473,7 @@ def main(
         print(f"llm_scratch: error: {line}", file=sys.stderr)
         return code
 
-# %% ../nbs/10_cli.ipynb #1cd69c75
+# %% ../nbs/10_cli.ipynb #0252629e
 def dispatch(name: str, args: list[str]) -> int:
     "Find the command, let it read its arguments, run it."
     if name in ("-h", "--help", "help"):
