@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .data import TokenWriter, replacing
 
-# %% ../nbs/01_tokenizer.ipynb #93c379fd
+# %% ../nbs/01_tokenizer.ipynb #2fc54c25
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERN_OLD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as first published: the same
 pretokenize = regex.compile(
@@ -82,7 +82,7 @@ def train_bpe_naive(
         merges.append(best)
     return merges
 
-# %% ../nbs/01_tokenizer.ipynb #89a12ca5
+# %% ../nbs/01_tokenizer.ipynb #fafd40ae
 _FLIP = bytes(255 - byte for byte in range(256))
 
 
@@ -234,7 +234,7 @@ def split_special(
     "Text cut at its special tokens; plain entries may be empty, and joined they are the text again."
     return pattern.split(text) if pattern else [text]
 
-# %% ../nbs/01_tokenizer.ipynb #a4c8bb5f
+# %% ../nbs/01_tokenizer.ipynb #9f0451d9
 _CUT = regex.compile(r"(?r)\S(?=\s)")  # (?r): searched from the right end
 
 
@@ -302,7 +302,7 @@ def read_range(
             "Convert the file to UTF-8 first (for example with iconv)."
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #1cb955d4
+# %% ../nbs/01_tokenizer.ipynb #8f273025
 _job = None  # in a worker process: the function that it applies to every task
 
 
@@ -395,7 +395,7 @@ def count_words(
             bar.update(span[1] - span[0])
     return counts
 
-# %% ../nbs/01_tokenizer.ipynb #44727733
+# %% ../nbs/01_tokenizer.ipynb #567ab8e5
 def train_bpe(
     input_path: str | Path,  # UTF-8 text of any size
     vocab_size: int,  # wanted number of tokens: 256 bytes + special tokens + merges
@@ -470,7 +470,7 @@ class WordCache(dict):
             self[word] = ids
         return ids
 
-# %% ../nbs/01_tokenizer.ipynb #b88b625a
+# %% ../nbs/01_tokenizer.ipynb #65e6cb19
 class Tokenizer:
     "Byte-level BPE with GPT-2's pre-tokens: text to ids and back, without loss."
 
@@ -512,7 +512,7 @@ class Tokenizer:
         "Greatest id + 1: the number of rows that an embedding needs."
         return max(self.vocab) + 1
 
-# %% ../nbs/01_tokenizer.ipynb #803af0aa
+# %% ../nbs/01_tokenizer.ipynb #8d0f29a9
 @patch
 def _encode_plain(self: Tokenizer, text: str) -> Iterator[int]:
     "Ids of text without special tokens."
@@ -542,7 +542,7 @@ def encode_batch(
     "Token ids of each of several texts."
     return [self.encode(text) for text in texts]
 
-# %% ../nbs/01_tokenizer.ipynb #e4cbff19
+# %% ../nbs/01_tokenizer.ipynb #aa9a7d8b
 @patch
 def decode(
     self: Tokenizer,
@@ -587,7 +587,7 @@ def encode_iterable(
     for piece in safe_pieces(iterable, self.special_tokens):
         yield from self.encode(piece)
 
-# %% ../nbs/01_tokenizer.ipynb #ccc8bd25
+# %% ../nbs/01_tokenizer.ipynb #47ff70e0
 @patch
 def _encode_range(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
     "Token ids of one part of a file, as small integers."
@@ -619,7 +619,7 @@ def encode_file(
             bar.update(span[1] - span[0])
         return len(writer)
 
-# %% ../nbs/01_tokenizer.ipynb #c0ffd570
+# %% ../nbs/01_tokenizer.ipynb #0ae0c2e9
 def byte_alphabet() -> dict[int, str]:  # byte -> printable character
     "GPT-2's way of writing bytes as visible characters: printable ones stand for themselves, the rest move up past 255."
     printable = {
@@ -634,7 +634,7 @@ def byte_alphabet() -> dict[int, str]:  # byte -> printable character
 _TO_CHARACTER = byte_alphabet()
 _TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
 
-# %% ../nbs/01_tokenizer.ipynb #a9c5cb4d
+# %% ../nbs/01_tokenizer.ipynb #c44be707
 def to_visible(token: bytes) -> str:
     "Bytes in GPT-2's alphabet: b' a' is 'Ġa'."
     return "".join(_TO_CHARACTER[byte] for byte in token)
@@ -649,7 +649,7 @@ def from_visible(token: str) -> bytes:
             f"{token!r} is not in the byte-level alphabet: {error.args[0]!r} stands for no byte"
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #d98a76e1
+# %% ../nbs/01_tokenizer.ipynb #46a3cd9f
 @patch
 def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
     "The vocabulary as tokenizer.json writes it: bytes and merges in GPT-2's alphabet, special tokens as they are."
@@ -664,7 +664,7 @@ def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
             )
     return names
 
-# %% ../nbs/01_tokenizer.ipynb #a4dcdaa4
+# %% ../nbs/01_tokenizer.ipynb #428c5bae
 @patch
 def save(
     self: Tokenizer,
@@ -728,7 +728,7 @@ def _check_readable(document: dict, path) -> None:
     if reasons := [reason for reason, is_so in odd.items() if is_so]:
         raise ValueError(f"{path} is a tokenizer that Tokenizer cannot be: {'; '.join(reasons)}")
 
-# %% ../nbs/01_tokenizer.ipynb #94b8463a
+# %% ../nbs/01_tokenizer.ipynb #6b77a30a
 @patch(cls_method=True)
 def load(
     cls: Tokenizer,
@@ -741,7 +741,7 @@ def load(
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        model = document["model"]
+        model = dict(document["model"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a tokenizer.json") from None
     _check_readable(document, path)
@@ -753,7 +753,7 @@ def load(
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return cls(vocab, [(from_visible(a), from_visible(b)) for a, b in pairs], added)
 
-# %% ../nbs/01_tokenizer.ipynb #e0203630
+# %% ../nbs/01_tokenizer.ipynb #64fe8c21
 @patch(cls_method=True)
 def from_files(
     cls: Tokenizer,
