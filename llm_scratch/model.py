@@ -4,7 +4,7 @@
 __all__ = ['Linear', 'init_linear', 'Embedding', 'init_embedding', 'RMSNorm', 'silu', 'SwiGLU', 'SiLUFeedForward', 'rope_tables',
            'RotaryPositionalEmbedding', 'softmax', 'scaled_dot_product_attention', 'MultiHeadSelfAttention',
            'ModelConfig', 'TransformerBlock', 'KVCache', 'TransformerLM', 'parameter_counts', 'num_parameters', 'flops',
-           'activation_bytes']
+           'activation_bytes', 'training_bytes']
 
 # %% ../nbs/02_model.ipynb #54e9f801
 import math
@@ -226,7 +226,7 @@ def softmax(
     total = e.sum(dim, keepdim=True).clamp(min=1)  # the top term is 1: only an empty slice sums to less
     return e * total.reciprocal()  # cheaper to differentiate than e / total
 
-# %% ../nbs/02_model.ipynb #3367c043
+# %% ../nbs/02_model.ipynb #e412ada2
 def scaled_dot_product_attention(
     Q: Tensor,  # (..., H, T, K) queries
     K: Tensor,  # (..., J, S, K) keys; J divides H, head h reads key head h // (H/J)
@@ -273,7 +273,7 @@ def _check_heads(
             "each key head must serve the same number of query heads"
         )
 
-# %% ../nbs/02_model.ipynb #e25580cf
+# %% ../nbs/02_model.ipynb #11b3939f
 class MultiHeadSelfAttention(nn.Module):
     "Causal self-attention in `num_heads` heads, with optional RoPE, grouped queries and QK-norm."
 
@@ -359,7 +359,7 @@ class ModelConfig:
         swiglu = self.d_ff or 64 * max(1, round(self.d_model / 24))
         return swiglu if self.ffn == "swiglu" else round(1.5 * swiglu)
 
-# %% ../nbs/02_model.ipynb #a0abdd2a
+# %% ../nbs/02_model.ipynb #296b543e
 def _check_config(
     c: ModelConfig,
 ) -> None:
@@ -390,7 +390,7 @@ def _check_config(
             "change num_heads or d_model, or set position='none'"
         )
 
-# %% ../nbs/02_model.ipynb #ac0c6eed
+# %% ../nbs/02_model.ipynb #644ed3e0
 class TransformerBlock(nn.Module):
     "Attention, then feed-forward, each added to the residual stream."
 
@@ -424,7 +424,24 @@ class TransformerBlock(nn.Module):
         x = x + self.attn(self.ln1(x), positions, mask, remember)
         return x + self.ffn(self.ln2(x))
 
-# %% ../nbs/02_model.ipynb #066c7ca8
+# %% ../nbs/02_model.ipynb #32ba642f
+def _check_start(
+    start: Tensor | None,  # (B,) left-padding slots of each row, or a list of them
+    batch_size: int,  # B
+    max_length: int,  # slots per row
+    device: torch.device,  # where the result is needed
+) -> Tensor | None:  # (B,) int64; None when no row has padding
+    "Refuse padding that does not fit the cache."
+    if start is None:
+        return None
+    start = torch.as_tensor(start, dtype=torch.int64)
+    if start.shape != (batch_size,):
+        raise ValueError(f"start needs one number per row, shape ({batch_size},), got {tuple(start.shape)}")
+    if not ((start >= 0) & (start < max_length)).all():
+        raise ValueError(f"start must lie in [0, max_length={max_length}), got {start.tolist()}")
+    return start.to(device) if start.any() else None
+
+# %% ../nbs/02_model.ipynb #c76a64d4
 class KVCache:
     """Keys and values of the tokens a model has read, for `model(ids, cache=cache)`.
 
@@ -451,17 +468,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
-        self.start = None if start is None else torch.as_tensor(start, dtype=torch.int64).to(self.keys.device)
-        if self.start is not None:
-            if self.start.shape != (batch_size,):
-                raise ValueError(
-                    f"start needs one number per row, shape ({batch_size},), got {tuple(self.start.shape)}"
-                )
-            if not ((self.start >= 0) & (self.start < self.max_length)).all():
-                raise ValueError(
-                    f"start must lie in [0, max_length={self.max_length}), got {self.start.tolist()}"
-                )
-            self.start = self.start if self.start.any() else None
+        self.start = _check_start(start, batch_size, self.max_length, self.keys.device)
 
     def frame(
         self,
@@ -491,7 +498,7 @@ class KVCache:
         self.values[layer, :, :, self.length : S] = v.detach()
         return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
 
-# %% ../nbs/02_model.ipynb #8af49d6c
+# %% ../nbs/02_model.ipynb #8606f475
 def _check_ids(
     ids: Tensor,  # what the model was given
     config: ModelConfig,
@@ -516,7 +523,7 @@ def _check_ids(
                 "was the text encoded with another tokenizer?"
             )
 
-# %% ../nbs/02_model.ipynb #23b8ce19
+# %% ../nbs/02_model.ipynb #21b6f54e
 class TransformerLM(nn.Module):
     "Decoder-only Transformer: token ids in, logits for the next token out."
 
@@ -617,7 +624,7 @@ def flops(
         "lm_head": n * c.vocab_size * c.d_model,
     }
 
-# %% ../nbs/02_model.ipynb #426dd492
+# %% ../nbs/02_model.ipynb #e9a03253
 def activation_bytes(
     config: ModelConfig,
     batch_size: int = 1,  # B
@@ -633,14 +640,36 @@ def activation_bytes(
     N, L, D, H, J = batch_size * T, c.num_layers, c.d_model, c.num_heads, c.kv_heads
     norms = {"pre": 2 * L + 1, "post": 2 * L, "none": 0}[c.norm]
     qk_norm = N * (H + J) * (2 * c.d_head + 1) if c.qk_norm else 0  # input, scaled input, 1/RMS
+    heads = (
+        3 * D if fused else 2 * D
+    )  # queries and the result, which a fused function keeps in its own layout too
     scores = (
         N * H if fused else 2 * N * H * (T + 1)
     )  # log-sum-exp; else two tables, the sums and their inverses
     return {
         "stream": 4
         * ((2 * L + 1) * N * D + norms * N * (2 * D + 1)),  # inputs of the matrices; inside the norms
-        "attention": 4 * L * (N * (2 * D + 2 * J * c.d_head) + qk_norm),  # queries, result; keys, values
+        "attention": 4 * L * (N * (heads + 2 * J * c.d_head) + qk_norm),  # and keys, values
         "scores": 4 * L * scores + (0 if fused else L * T * T),  # and the mask, a byte per entry
         "feed_forward": 4 * L * N * c.d_hidden * (5 if c.ffn == "swiglu" else 3),
         "loss": 4 * N * c.vocab_size,
+    }
+
+# %% ../nbs/02_model.ipynb #efef6499
+def training_bytes(
+    config: ModelConfig,
+    batch_size: int = 1,  # B
+    tokens: int | None = None,  # T per sequence; None: context_length
+    fused: bool = False,  # attention that recomputes its scores instead of keeping them
+) -> dict[str, int]:  # what is held -> bytes
+    """Memory for a training step in float32 with AdamW, as if all of it were held at one time.
+
+    Leaves out temporaries and what the allocator wastes, commonly a few percent.
+    """
+    P = num_parameters(config)
+    return {
+        "parameters": 4 * P,
+        "gradients": 4 * P,
+        "optimizer": 8 * P,  # first and second moment
+        "activations": sum(activation_bytes(config, batch_size, tokens, fused).values()),
     }
