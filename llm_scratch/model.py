@@ -226,7 +226,7 @@ def softmax(
     total = e.sum(dim, keepdim=True).clamp(min=1)  # the top term is 1: only an empty slice sums to less
     return e * total.reciprocal()  # cheaper to differentiate than e / total
 
-# %% ../nbs/02_model.ipynb #e412ada2
+# %% ../nbs/02_model.ipynb #baa5068d
 def scaled_dot_product_attention(
     Q: Tensor,  # (..., H, T, K) queries
     K: Tensor,  # (..., J, S, K) keys; J divides H, head h reads key head h // (H/J)
@@ -273,7 +273,7 @@ def _check_heads(
             "each key head must serve the same number of query heads"
         )
 
-# %% ../nbs/02_model.ipynb #11b3939f
+# %% ../nbs/02_model.ipynb #b09e0daa
 class MultiHeadSelfAttention(nn.Module):
     "Causal self-attention in `num_heads` heads, with optional RoPE, grouped queries and QK-norm."
 
@@ -359,7 +359,7 @@ class ModelConfig:
         swiglu = self.d_ff or 64 * max(1, round(self.d_model / 24))
         return swiglu if self.ffn == "swiglu" else round(1.5 * swiglu)
 
-# %% ../nbs/02_model.ipynb #296b543e
+# %% ../nbs/02_model.ipynb #e6f578bf
 def _check_config(
     c: ModelConfig,
 ) -> None:
@@ -390,7 +390,7 @@ def _check_config(
             "change num_heads or d_model, or set position='none'"
         )
 
-# %% ../nbs/02_model.ipynb #644ed3e0
+# %% ../nbs/02_model.ipynb #0dd86e9a
 class TransformerBlock(nn.Module):
     "Attention, then feed-forward, each added to the residual stream."
 
@@ -441,7 +441,7 @@ def _check_start(
         raise ValueError(f"start must lie in [0, max_length={max_length}), got {start.tolist()}")
     return start.to(device) if start.any() else None
 
-# %% ../nbs/02_model.ipynb #c76a64d4
+# %% ../nbs/02_model.ipynb #0b6216a7
 class KVCache:
     """Keys and values of the tokens a model has read, for `model(ids, cache=cache)`.
 
@@ -498,7 +498,7 @@ class KVCache:
         self.values[layer, :, :, self.length : S] = v.detach()
         return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
 
-# %% ../nbs/02_model.ipynb #8606f475
+# %% ../nbs/02_model.ipynb #7ac769eb
 def _check_ids(
     ids: Tensor,  # what the model was given
     config: ModelConfig,
@@ -523,7 +523,7 @@ def _check_ids(
                 "was the text encoded with another tokenizer?"
             )
 
-# %% ../nbs/02_model.ipynb #21b6f54e
+# %% ../nbs/02_model.ipynb #a3336e75
 class TransformerLM(nn.Module):
     "Decoder-only Transformer: token ids in, logits for the next token out."
 
@@ -624,7 +624,7 @@ def flops(
         "lm_head": n * c.vocab_size * c.d_model,
     }
 
-# %% ../nbs/02_model.ipynb #e9a03253
+# %% ../nbs/02_model.ipynb #66d574f8
 def activation_bytes(
     config: ModelConfig,
     batch_size: int = 1,  # B
