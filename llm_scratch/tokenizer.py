@@ -30,12 +30,10 @@ from tqdm.auto import tqdm
 
 from .data import TokenWriter, replacing
 
-# %% ../nbs/01_tokenizer.ipynb #2fc54c25
+# %% ../nbs/01_tokenizer.ipynb #1a391240
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-GPT2_PATTERN_OLD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as first published: the same
-pretokenize = regex.compile(
-    GPT2_PATTERN
-).findall  # text -> list of pre-tokens; joined they are the text again
+GPT2_PATTERN_OLD = GPT2_PATTERN.replace("(?:[sdmt]|ll|ve|re)", "s|'t|'re|'ve|'m|'ll|'d")  # as first published
+pretokenize = regex.compile(GPT2_PATTERN).findall  # text -> list of pre-tokens, which join to the text
 
 # %% ../nbs/01_tokenizer.ipynb #1d99f013
 def count_pairs(
@@ -49,10 +47,10 @@ def count_pairs(
             pair_counts[pair] += word_counts[word]
     return pair_counts
 
-# %% ../nbs/01_tokenizer.ipynb #682b8ab2
+# %% ../nbs/01_tokenizer.ipynb #05f3a790
 def merge_pair(
     tokens: list[bytes],
-    pair: tuple[bytes, bytes],  # two neighbours to become one
+    pair: tuple[bytes, bytes],  # two neighbors to become one
 ) -> list[bytes]:
     "The same word with every occurrence of the pair replaced by one token, from left to right."
     merged, i = [], 0
@@ -82,7 +80,7 @@ def train_bpe_naive(
         merges.append(best)
     return merges
 
-# %% ../nbs/01_tokenizer.ipynb #fafd40ae
+# %% ../nbs/01_tokenizer.ipynb #17eeac78
 _FLIP = bytes(255 - byte for byte in range(256))
 
 
@@ -90,7 +88,7 @@ def descending(
     token: bytes,
 ) -> str:  # sorts the other way round: a < b exactly when descending(a) > descending(b)
     "A sort key that turns bytes upside down; the end mark, above all bytes, puts longer before shorter."
-    return token.translate(_FLIP).decode("latin-1") + "\u0100"
+    return token.translate(_FLIP).decode("latin-1") + chr(256)
 
 # %% ../nbs/01_tokenizer.ipynb #a27e2f71
 class PairTable:
@@ -132,57 +130,58 @@ def most_frequent(
             heappush(self.heap, self.entry(pair))
     return None
 
-# %% ../nbs/01_tokenizer.ipynb #7e8a8642
+# %% ../nbs/01_tokenizer.ipynb #52206004
+@patch
+def _rewrite(
+    self: PairTable,
+    number: int,  # of the word
+    pair: tuple[int, int],
+    new: int,  # id of the merged token
+    change: dict[tuple[int, int], int],  # pair -> change of its count; added to
+) -> None:
+    "Merges the pair in one word, and notes what that does to the counts of its neighbors."
+    (a, b), word, count = pair, self.words[number], self.counts[number]
+    merged, i, last = [], 0, len(word) - 1
+    while i <= last:
+        if i == last or word[i] != a or word[i + 1] != b:
+            merged.append(word[i])
+            i += 1
+            continue
+        if merged:  # x a b  ->  x new
+            x = merged[-1]
+            change[x, a] -= count
+            change[x, new] += count
+            self.pair_words[x, new].append(number)
+        i += 2
+        if i <= last:  # a b y  ->  new y
+            y = word[i]
+            change[b, y] -= count
+            change[new, y] += count
+            self.pair_words[new, y].append(number)
+        merged.append(new)
+    self.words[number] = merged
+
+# %% ../nbs/01_tokenizer.ipynb #1818768c
 @patch
 def merge(
     self: PairTable,
-    pair: tuple[int, int],  # ids to merge wherever they are neighbours
+    pair: tuple[int, int],  # ids to merge wherever they are neighbors
     new: int,  # id of the merged token
     token: bytes,  # its bytes
 ) -> None:
-    "Rewrites the words that hold the pair, and nothing else."
+    "Merges a pair in the words that hold it, touching nothing else."
     self.keys[new] = descending(token)
-    a, b = pair
-    change = defaultdict(int)  # pair -> change of its count
+    change = defaultdict(int)
     for number in self.pair_words.pop(pair):
-        word, count = self.words[number], self.counts[number]
-        merged, i, last = [], 0, len(word) - 1
-        while i <= last:
-            if word[i] == a and i < last and word[i + 1] == b:
-                if merged:  # x a b -> x new
-                    x = merged[-1]
-                    change[x, a] -= count
-                    change[x, new] += count
-                    self.pair_words[x, new].append(number)
-                i += 2
-                if i <= last:  # a b y -> new y
-                    y = word[i]
-                    change[b, y] -= count
-                    change[new, y] += count
-                    self.pair_words[new, y].append(number)
-                merged.append(new)
-            else:
-                merged.append(word[i])
-                i += 1
-        self.words[number] = merged
-    del self.pair_counts[pair]
-    self._apply(change, done=pair)
-
-# %% ../nbs/01_tokenizer.ipynb #10461bae
-@patch
-def _apply(self: PairTable, change: dict, done: tuple[int, int]) -> None:
-    "Adds changes to the counts; pairs that grew enter the heap, pairs that are gone leave the tables."
-    for pair, delta in change.items():
-        if pair == done:
-            continue
-        count = self.pair_counts.get(pair, 0) + delta
-        if count:
-            self.pair_counts[pair] = count
-            if delta > 0:
-                heappush(self.heap, self.entry(pair))
-        else:
-            self.pair_counts.pop(pair, None)
-            self.pair_words.pop(pair, None)
+        self._rewrite(number, pair, new, change)
+    change[pair] = -self.pair_counts[pair]  # it is gone, whatever its neighbors did
+    for changed, delta in change.items():
+        count = self.pair_counts[changed] = self.pair_counts[changed] + delta
+        if not count:
+            del self.pair_counts[changed]
+            self.pair_words.pop(changed, None)
+        elif delta > 0:  # it grew: an entry that is true; those that fell wait until they come up
+            heappush(self.heap, self.entry(changed))
 
 # %% ../nbs/01_tokenizer.ipynb #74f6361a
 def learn_merges(
@@ -234,7 +233,7 @@ def split_special(
     "Text cut at its special tokens; plain entries may be empty, and joined they are the text again."
     return pattern.split(text) if pattern else [text]
 
-# %% ../nbs/01_tokenizer.ipynb #9f0451d9
+# %% ../nbs/01_tokenizer.ipynb #134a6ec1
 _CUT = regex.compile(r"(?r)\S(?=\s)")  # (?r): searched from the right end
 
 
@@ -302,7 +301,7 @@ def read_range(
             "Convert the file to UTF-8 first (for example with iconv)."
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #8f273025
+# %% ../nbs/01_tokenizer.ipynb #5fbca712
 _job = None  # in a worker process: the function that it applies to every task
 
 
@@ -395,16 +394,14 @@ def count_words(
             bar.update(span[1] - span[0])
     return counts
 
-# %% ../nbs/01_tokenizer.ipynb #567ab8e5
+# %% ../nbs/01_tokenizer.ipynb #0e1020d5
 def train_bpe(
     input_path: str | Path,  # UTF-8 text of any size
     vocab_size: int,  # wanted number of tokens: 256 bytes + special tokens + merges
     special_tokens: Sequence[str] = ("<|endoftext|>",),  # never split, never learned from
     num_processes: int | None = None,  # None: chosen by size and cores
     progress: bool = False,  # show bars
-) -> tuple[
-    dict[int, bytes], list[tuple[bytes, bytes]]
-]:  # vocabulary id -> bytes, merges in the order learned
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:  # id -> bytes, merges in the order learned
     """Learns a byte-level BPE vocabulary with GPT-2's pre-tokens.
 
     Ids 0-255 are the bytes, then come the special tokens, then the merges. Ties go to the lexicographically
@@ -430,13 +427,13 @@ def train_bpe(
         )
     return vocab, merges
 
-# %% ../nbs/01_tokenizer.ipynb #c84c0d76
+# %% ../nbs/01_tokenizer.ipynb #2f2f121f
 def merge_word(
     ids: list[int],  # ids of single bytes; overwritten
     ranks: dict[tuple[int, int], int],  # pair of ids -> when it was learned
     merged: list[int],  # rank -> id of the merged token
 ) -> list[int]:
-    "Merges neighbours, the earliest learned pair first and from left to right, in O(n log n)."
+    "Merges neighbors, the earliest learned pair first and from left to right, in O(n log n)."
     n = len(ids)
     left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # a linked list: -1 and n are its ends
     heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
@@ -470,7 +467,7 @@ class WordCache(dict):
             self[word] = ids
         return ids
 
-# %% ../nbs/01_tokenizer.ipynb #65e6cb19
+# %% ../nbs/01_tokenizer.ipynb #538ffe5c
 class Tokenizer:
     "Byte-level BPE with GPT-2's pre-tokens: text to ids and back, without loss."
 
@@ -504,15 +501,13 @@ class Tokenizer:
     def _encode_word(self, word: str) -> list[int]:
         return merge_word([self._byte_ids[byte] for byte in word.encode()], self._ranks, self._merged)
 
-    def __reduce__(self):  # what worker processes are sent: no cache
-        return Tokenizer, (self.vocab, self.merges, list(self.special_tokens))
+# %% ../nbs/01_tokenizer.ipynb #ea1e0572
+@patch(as_prop=True)
+def vocab_size(self: Tokenizer) -> int:
+    "Greatest id + 1: the number of rows that an embedding needs."
+    return max(self.vocab) + 1
 
-    @property
-    def vocab_size(self) -> int:
-        "Greatest id + 1: the number of rows that an embedding needs."
-        return max(self.vocab) + 1
-
-# %% ../nbs/01_tokenizer.ipynb #8d0f29a9
+# %% ../nbs/01_tokenizer.ipynb #c2004f05
 @patch
 def _encode_plain(self: Tokenizer, text: str) -> Iterator[int]:
     "Ids of text without special tokens."
@@ -542,7 +537,7 @@ def encode_batch(
     "Token ids of each of several texts."
     return [self.encode(text) for text in texts]
 
-# %% ../nbs/01_tokenizer.ipynb #aa9a7d8b
+# %% ../nbs/01_tokenizer.ipynb #d0587208
 @patch
 def decode(
     self: Tokenizer,
@@ -587,7 +582,13 @@ def encode_iterable(
     for piece in safe_pieces(iterable, self.special_tokens):
         yield from self.encode(piece)
 
-# %% ../nbs/01_tokenizer.ipynb #47ff70e0
+# %% ../nbs/01_tokenizer.ipynb #4bb7ec60
+@patch
+def __reduce__(self: Tokenizer) -> tuple:  # how to make it again
+    "What a worker process is sent: all but the cache."
+    return Tokenizer, (self.vocab, self.merges, list(self.special_tokens))
+
+# %% ../nbs/01_tokenizer.ipynb #6a78330c
 @patch
 def _encode_range(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
     "Token ids of one part of a file, as small integers."
@@ -619,7 +620,7 @@ def encode_file(
             bar.update(span[1] - span[0])
         return len(writer)
 
-# %% ../nbs/01_tokenizer.ipynb #0ae0c2e9
+# %% ../nbs/01_tokenizer.ipynb #77b0fb2b
 def byte_alphabet() -> dict[int, str]:  # byte -> printable character
     "GPT-2's way of writing bytes as visible characters: printable ones stand for themselves, the rest move up past 255."
     printable = {
@@ -634,7 +635,7 @@ def byte_alphabet() -> dict[int, str]:  # byte -> printable character
 _TO_CHARACTER = byte_alphabet()
 _TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
 
-# %% ../nbs/01_tokenizer.ipynb #c44be707
+# %% ../nbs/01_tokenizer.ipynb #268d085d
 def to_visible(token: bytes) -> str:
     "Bytes in GPT-2's alphabet: b' a' is 'Ġa'."
     return "".join(_TO_CHARACTER[byte] for byte in token)
@@ -649,7 +650,7 @@ def from_visible(token: str) -> bytes:
             f"{token!r} is not in the byte-level alphabet: {error.args[0]!r} stands for no byte"
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #46a3cd9f
+# %% ../nbs/01_tokenizer.ipynb #5bd777c9
 @patch
 def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
     "The vocabulary as tokenizer.json writes it: bytes and merges in GPT-2's alphabet, special tokens as they are."
@@ -664,7 +665,7 @@ def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
             )
     return names
 
-# %% ../nbs/01_tokenizer.ipynb #428c5bae
+# %% ../nbs/01_tokenizer.ipynb #d68a246d
 @patch
 def save(
     self: Tokenizer,
@@ -728,7 +729,7 @@ def _check_readable(document: dict, path) -> None:
     if reasons := [reason for reason, is_so in odd.items() if is_so]:
         raise ValueError(f"{path} is a tokenizer that Tokenizer cannot be: {'; '.join(reasons)}")
 
-# %% ../nbs/01_tokenizer.ipynb #6b77a30a
+# %% ../nbs/01_tokenizer.ipynb #e255e9ee
 @patch(cls_method=True)
 def load(
     cls: Tokenizer,
@@ -753,7 +754,7 @@ def load(
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return cls(vocab, [(from_visible(a), from_visible(b)) for a, b in pairs], added)
 
-# %% ../nbs/01_tokenizer.ipynb #64fe8c21
+# %% ../nbs/01_tokenizer.ipynb #c6aaa929
 @patch(cls_method=True)
 def from_files(
     cls: Tokenizer,
