@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 log = logging.getLogger(__name__)
 END = "<|endoftext|>"  # stands between documents in every file of text
 
-# %% ../nbs/00_data.ipynb #50990bb4
+# %% ../nbs/00_data.ipynb #9d2a327a
 def variants(
     text: str,  # "(a|b) c": choices in parentheses, nested as you like
 ) -> list[str]:  # every way to choose, each as often as it can come about
@@ -42,7 +42,7 @@ def variants(
     head, tail = text[: inner.start()], text[inner.end() :]
     return [whole for choice in inner[1].split("|") for whole in variants(head + choice + tail)]
 
-# %% ../nbs/00_data.ipynb #2a5b5fe6
+# %% ../nbs/00_data.ipynb #a9b60a0e
 def with_article(
     noun: str,  # "red kite"
 ) -> str:  # "a red kite"
@@ -79,7 +79,7 @@ def slots(
         found.append(forms)
     return found
 
-# %% ../nbs/00_data.ipynb #a361f99a
+# %% ../nbs/00_data.ipynb #6e6b9d48
 PEOPLE = """
 A, he, him, his, himself =
     (Lily|Mia|Anna|Sara|Lucy|Emma|Rose|Ella|Zoe|Molly|Ruby|Nora|Daisy|Amy|Clara|Ivy|Maya|Hazel|Poppy|Tara|Nina|Alice|Grace|Olive|Jenny|Bella|Wanda|Pearl|Kim|Luna),
@@ -120,7 +120,7 @@ wise, guide, he4, him4, his4 = old owl, owl, she, her, her; (gray|friendly|kind)
     (white|stubborn) goat, goat, he, him, his
 """
 
-# %% ../nbs/00_data.ipynb #c36b03de
+# %% ../nbs/00_data.ipynb #9db2f619
 _PHRASES = """
 open
 / Once upon a time, there was (a (little|young)|{a_trait}|{a_trait} little|a very {trait}) {kind}
@@ -171,7 +171,6 @@ thanks
 / Thank you, thank you
 night
 / That night, {A} (slept|slept well|fell asleep) with a smile on {his} face.
-/ In the evening, {A} told {his} {elder} (the whole story|everything|all about it).
 / When {A} went to bed that night, {he} was (tired but happy|still smiling|too happy to sleep).
 / That evening, {A} fell asleep (as soon as {his} head touched the pillow|while the moon looked in at the
     window).
@@ -256,7 +255,7 @@ PLOTS["lost and found"] = """
 ? <night>
 """
 
-# %% ../nbs/00_data.ipynb #6a680028
+# %% ../nbs/00_data.ipynb #9cf81b03
 class Plot(NamedTuple):
     "A plot, parsed: everything that can be worked out before the first random number."
 
@@ -296,7 +295,7 @@ def parse_plot(
             new_act = False
     return Plot(choices, acts)
 
-# %% ../nbs/00_data.ipynb #8022c62e
+# %% ../nbs/00_data.ipynb #f8187381
 _PEOPLE = [{slot: word for slot, word in row.items() if "_" not in slot} for row in slots(PEOPLE)]
 _FRIENDS = [{"B" if slot == "A" else f"{slot}2": word for slot, word in row.items()} for row in _PEOPLE]
 _SETTING = [slots(line) for line in _lines(SETTING)]
@@ -330,7 +329,7 @@ def story(
     ]
     return "\n\n".join(map(" ".join, told)) % slot % slot
 
-# %% ../nbs/00_data.ipynb #30c40888
+# %% ../nbs/00_data.ipynb #e960cd61
 def tales(
     size: int,  # bytes wanted, counting the separators; the last story may go past
     seed: int = 0,  # another seed, other stories
@@ -344,7 +343,7 @@ def tales(
         size -= len(text) + len(END) + 2
         yield text
 
-# %% ../nbs/00_data.ipynb #000a33f5
+# %% ../nbs/00_data.ipynb #34a56798
 @contextmanager
 def replacing(
     path: str | Path,  # file to make or to replace; its folder is made if missing
@@ -381,7 +380,7 @@ def data_dir() -> Path:  # may not exist yet
     project = Path(importlib.util.find_spec("llm_scratch").origin).parents[1]
     return project / "data" if (project / "nbs").is_dir() else Path.home() / ".cache" / "llm_scratch"
 
-# %% ../nbs/00_data.ipynb #7563e191
+# %% ../nbs/00_data.ipynb #73c2530a
 _BLOCK = 1 << 20
 _MARKS = (END, "\n\n", "\r\n\r\n", "\n", " ")  # what may separate documents, the best first
 
@@ -440,7 +439,7 @@ def documents(
             parts.append(pieces[-1][:cut])
             rest = pieces[-1][cut:]
 
-# %% ../nbs/00_data.ipynb #22dbdbcb
+# %% ../nbs/00_data.ipynb #8a0a9551
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     "Text to learn from and text to judge by; no document is in both."
@@ -479,9 +478,11 @@ def _split(
                 f"{source} leaves nothing for {empty}: it needs two different documents at least"
             )
     if dropped:
-        log.warning(f"{source}: {dropped} held-out documents are in the training part too, and were left out")
+        log.warning(
+            f"{source.name}: {dropped} held-out documents are in the training part too, and were left out"
+        )
 
-# %% ../nbs/00_data.ipynb #3392ab0e
+# %% ../nbs/00_data.ipynb #3eb41b06
 def _of_file(
     source: Path,  # any UTF-8 text, or the same as .gz
 ) -> Corpus:
@@ -500,11 +501,11 @@ def _of_file(
         size, mark = inspect_text(source)
         if mark != END:
             kind = {"\n": "lines", " ": "words"}.get(mark, "blocks between empty lines")
-            log.warning(f"{source} has no {END} between documents: its {kind} are taken for documents")
+            log.warning(f"{source.name} has no {END} between documents: its {kind} are taken for documents")
         _split(source, corpus, size, mark)
     return corpus
 
-# %% ../nbs/00_data.ipynb #0fab4aa5
+# %% ../nbs/00_data.ipynb #b9b319a0
 def _of_tales(
     size: int,  # bytes, both parts together
     seed: int,  # which book
@@ -530,7 +531,7 @@ def _of_tales(
                         progress.update(file.write(f"{text}\n{END}\n".encode()))
     return corpus
 
-# %% ../nbs/00_data.ipynb #2eb265c4
+# %% ../nbs/00_data.ipynb #4edc5748
 HUB = {  # name: (repository of data, file to learn from, file to judge by)
     "tinystories": ("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
     "openwebtext": ("stanford-cs336/owt-sample", "owt_train.txt.gz", "owt_valid.txt.gz"),
@@ -576,7 +577,7 @@ def _download(
             )
     os.replace(got, place)
 
-# %% ../nbs/00_data.ipynb #7a1580de
+# %% ../nbs/00_data.ipynb #fdca7852
 def fetch(
     repo: str,  # "owner/name" of a dataset on the hub
     file: str,  # its name there, perhaps packed as .gz
@@ -614,7 +615,7 @@ def _of_hub(
             )
     return Corpus(name=name, train=train, valid=valid)
 
-# %% ../nbs/00_data.ipynb #72a4944c
+# %% ../nbs/00_data.ipynb #d1308048
 def corpus(
     name: str | Path,  # "tales", "tinystories", "openwebtext", or the path of a UTF-8 text (also .gz)
     size: int = 10_000_000,  # tales only: bytes, both parts together
@@ -629,7 +630,7 @@ def corpus(
         return _of_tales(size, seed)
     return _of_hub(name) if name in HUB else _of_file(Path(name))
 
-# %% ../nbs/00_data.ipynb #6c07df44
+# %% ../nbs/00_data.ipynb #571792a9
 _HEADER = 128  # bytes before the first id: NumPy pads the header of any 1-D array of integers to this
 
 
@@ -709,7 +710,7 @@ class TokenWriter:
                 raise error
             self._finish()
 
-# %% ../nbs/00_data.ipynb #59a42251
+# %% ../nbs/00_data.ipynb #433b59bd
 def load_tokens(
     path: str | Path,  # .npy file, as TokenWriter writes it
 ) -> np.ndarray:  # (n,) uint16 or uint32, memory-mapped, read-only
@@ -843,9 +844,9 @@ PLOTS["broken and mended"] = """
 ? <friends>
 """
 
-# %% ../nbs/00_data.ipynb #79f05b46
+# %% ../nbs/00_data.ipynb #a59950f4
 PLOTS["the storm"] = """
-: home, made = (nest|tree house), from twigs and moss; tent, from a sheet and four poles; (little|straw)
+: home, made = (nest|tree house), from twigs and moss; tent, from a sheet and four poles; (little|round)
     hut, from branches and straw; den, from sticks and leaves; playhouse, from old planks
 : shelter = hollow tree; dry cave; big barn; old mill; fishing hut; small chapel; empty boathouse
 : food = (warm|hot) (soup|milk|cocoa|tea); roasted chestnuts; bread and cheese; apple cake; sweet
@@ -1101,7 +1102,7 @@ PLOTS["the race"] = """
 - So {A} did not win the {reward}, but {he} won a new friend. And the next year? That is another story.
 """
 
-# %% ../nbs/00_data.ipynb #d79132b2
+# %% ../nbs/00_data.ipynb #66ec4131
 PLOTS["the birthday cake"] = """
 : cake, fruit = apple pie, apples; plum tart, plums; carrot cake, carrots; cherry pie, cherries; lemon
     cake, lemons; banana cake, bananas; pumpkin pie, pumpkins; walnut cake, walnuts; blueberry cake,
@@ -1128,7 +1129,7 @@ PLOTS["the birthday cake"] = """
 ? <sad>
 
 - At that moment {his} friend {friend} (looked in at the window|knocked at the door). "(What happened
-    here|Did it snow in here|Are you all right)?" asked {B}.
+    here|Are you all right|What are you doing)?" asked {B}.
 - {A} told {him2} about the {cake}. {B} (tried not to laugh|scratched {his2} head) and then said, "(My
     first cake was even worse. Come, we will try again|Every cook makes mistakes. Let us start from the
     beginning)."
@@ -1206,7 +1207,7 @@ PLOTS["the secret present"] = """
 ? <night>
 """
 
-# %% ../nbs/00_data.ipynb #d87faa84
+# %% ../nbs/00_data.ipynb #3c659e7b
 PLOTS["the seed"] = """
 : plant, grown, good = sunflower, it was taller than the (house|fence), {He} gave the seeds to the birds
     in winter; pumpkin, it was so big that nobody could lift it, The whole (street|village) ate pumpkin
@@ -1238,7 +1239,7 @@ PLOTS["the seed"] = """
 - Then, one morning, there was a (green|tiny green) sprout! {A} (danced|ran) around the garden (and told
     everyone|with joy).
 
-- But soon there was trouble: {wrong}. "(My poor plant|Oh dear, what now)!" cried {A}.
+- But soon there was trouble: {wrong}. "(My poor plant!|Oh dear, what now?)" cried {A}.
 - {He} built a little (fence|roof) around it and (sat beside it|watched over it) day and night. {He} even
     (sang to it|told it stories).
 ? Slowly, (leaf by leaf|day by day), the plant got (well|strong) again.
@@ -1256,15 +1257,15 @@ PLOTS["the seed"] = """
     knew now that patience is a kind of magic.|Good things take time.)
 """
 
-# %% ../nbs/00_data.ipynb #b10cd1b9
+# %% ../nbs/00_data.ipynb #1f87d214
 PLOTS["lost in the woods"] = """
 : after = a (blue|yellow) butterfly; a red squirrel; the song of a cuckoo; a trail of mushrooms; a white
     rabbit; the smell of wild strawberries; a little stream; a rolling ball; the tracks of a deer
 : sign, how = the river, Rivers flow down to the village; the church bell, The bell rings in the middle of
     the village; the north star, The star stands right above the mill; the smoke of a chimney, Where there
     is smoke there is a house; the moss on the trees, Moss grows on the north side; the whistle of the
-    evening train, The tracks lead to the station; a line of white stones, {He} had dropped them on the
-    way like in the old tale
+    evening train, The tracks lead to the station; a line of white stones, Someone laid them there to mark
+    the path
 : food = a warm supper; hot soup; pancakes with syrup; bread and honey; a cup of hot milk; potato soup;
     baked apples
 
