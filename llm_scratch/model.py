@@ -226,7 +226,7 @@ def softmax(
     total = e.sum(dim, keepdim=True).clamp(min=1)  # the top term is 1: only an empty slice sums to less
     return e * total.reciprocal()  # cheaper to differentiate than e / total
 
-# %% ../nbs/02_model.ipynb #baa5068d
+# %% ../nbs/02_model.ipynb #9c45f3d8
 def scaled_dot_product_attention(
     Q: Tensor,  # (..., H, T, K) queries
     K: Tensor,  # (..., J, S, K) keys; J divides H, head h reads key head h // (H/J)
@@ -273,7 +273,7 @@ def _check_heads(
             "each key head must serve the same number of query heads"
         )
 
-# %% ../nbs/02_model.ipynb #b09e0daa
+# %% ../nbs/02_model.ipynb #33244a8b
 class MultiHeadSelfAttention(nn.Module):
     "Causal self-attention in `num_heads` heads, with optional RoPE, grouped queries and QK-norm."
 
@@ -306,12 +306,10 @@ class MultiHeadSelfAttention(nn.Module):
         mask: Tensor | None = None,  # (B, 1, T, S) bool, True = attend; None: causal
         remember: Callable | None = None,  # (k, v) -> all keys and values so far: a cache
     ) -> Tensor:  # (B, T, D)
-        q, k, v = (p(x).unflatten(-1, (-1, self.d_head)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (
-            self.q_norm(q).transpose(1, 2),
-            self.k_norm(k).transpose(1, 2),
-            v.transpose(1, 2),
-        )  # (B, H, T, K)
+        heads = (-1, self.d_head)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, H, T, K)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, J, T, K)
+        v = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # (B, J, T, K)
         if self.rope is not None:
             q, k = self.rope(q, positions), self.rope(k, positions)
         if remember is not None:
@@ -359,22 +357,15 @@ class ModelConfig:
         swiglu = self.d_ff or 64 * max(1, round(self.d_model / 24))
         return swiglu if self.ffn == "swiglu" else round(1.5 * swiglu)
 
-# %% ../nbs/02_model.ipynb #e6f578bf
+# %% ../nbs/02_model.ipynb #28c37573
 def _check_config(
     c: ModelConfig,
 ) -> None:
     "Raise `ValueError` for a configuration that no model can have."
-    for name in (
-        "vocab_size",
-        "context_length",
-        "d_model",
-        "num_layers",
-        "num_heads",
-        "d_ff",
-        "num_kv_heads",
-    ):
-        value, optional = getattr(c, name), name in ("d_ff", "num_kv_heads")
-        if not (value is None and optional) and (not isinstance(value, int) or value < 1):
+    optional = [name for name in ("d_ff", "num_kv_heads") if getattr(c, name) is not None]
+    for name in ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", *optional]:
+        value = getattr(c, name)
+        if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     for name in ("norm", "position", "ffn", "tied_init"):
         choices = get_args(get_type_hints(ModelConfig)[name])
@@ -390,7 +381,7 @@ def _check_config(
             "change num_heads or d_model, or set position='none'"
         )
 
-# %% ../nbs/02_model.ipynb #0dd86e9a
+# %% ../nbs/02_model.ipynb #6130fbfe
 class TransformerBlock(nn.Module):
     "Attention, then feed-forward, each added to the residual stream."
 
@@ -441,7 +432,7 @@ def _check_start(
         raise ValueError(f"start must lie in [0, max_length={max_length}), got {start.tolist()}")
     return start.to(device) if start.any() else None
 
-# %% ../nbs/02_model.ipynb #0b6216a7
+# %% ../nbs/02_model.ipynb #1c99f7a3
 class KVCache:
     """Keys and values of the tokens a model has read, for `model(ids, cache=cache)`.
 
@@ -498,7 +489,7 @@ class KVCache:
         self.values[layer, :, :, self.length : S] = v.detach()
         return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
 
-# %% ../nbs/02_model.ipynb #7ac769eb
+# %% ../nbs/02_model.ipynb #5e2afa18
 def _check_ids(
     ids: Tensor,  # what the model was given
     config: ModelConfig,
@@ -523,7 +514,7 @@ def _check_ids(
                 "was the text encoded with another tokenizer?"
             )
 
-# %% ../nbs/02_model.ipynb #a3336e75
+# %% ../nbs/02_model.ipynb #590b09a6
 class TransformerLM(nn.Module):
     "Decoder-only Transformer: token ids in, logits for the next token out."
 
@@ -624,7 +615,7 @@ def flops(
         "lm_head": n * c.vocab_size * c.d_model,
     }
 
-# %% ../nbs/02_model.ipynb #66d574f8
+# %% ../nbs/02_model.ipynb #aeec152c
 def activation_bytes(
     config: ModelConfig,
     batch_size: int = 1,  # B
