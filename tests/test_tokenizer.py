@@ -344,26 +344,26 @@ def test_special_tokens_are_not_learned_from(tmp_path):
 
 
 def test_speed(story, tmp_path):
-    "Generous: the machine may be busy. The targets are 1.5 s, 60 s and 1 MB/s."
+    "Processor time, since the machine may be busy; files of this size are worked on in this process."
     dice = random.Random(0)
     small, large = tmp_path / "small.txt", tmp_path / "large.txt"
     small.write_text(story[:130_000], encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     train_bpe(small, 500)
-    assert time.perf_counter() - start < 1.5
+    assert time.process_time() - start < 1.5
     syllables = [
         a + b for a in "b c d f g h k l m n p r s t st tr".split() for b in "a e i o u an er in ou".split()
     ]
     words = ["".join(dice.choices(syllables, k=dice.randrange(1, 5))) for _ in range(80_000)]
     often = [1 / (rank + 3) for rank in range(len(words))]  # as in language: the n-th word comes 1/n as often
     large.write_text(" ".join(dice.choices(words, often, k=800_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     vocab, merges = train_bpe(large, 10_000)
-    assert len(vocab) == 10_000 and time.perf_counter() - start < 60
+    assert len(vocab) == 10_000 and time.process_time() - start < 60
     ours, text = Tokenizer(vocab, merges), large.read_text()[:2_000_000]
-    start = time.perf_counter()
+    start = time.process_time()
     ours.encode(text)
-    assert len(text) / (time.perf_counter() - start) > 1e6
+    assert len(text) / (time.process_time() - start) > 1e6
 
 
 # --- bad input
@@ -480,6 +480,8 @@ def test_other_forms_of_tokenizer_json(tokenizer, tmp_path):
     )
     assert same.merges == tokenizer.merges
     assert tokenizers.Tokenizer.from_file(str(path)).encode("It's  so\n").ids == same.encode("It's  so\n")
+    published = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    assert load(pre_tokenizer=split_form(published)).merges == tokenizer.merges
     for reason, changes in {
         "GPT-2's pattern": {"pre_tokenizer": split_form(CL100K)},
         "pattern": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
