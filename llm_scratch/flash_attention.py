@@ -122,7 +122,7 @@ def tiled_backward(
             dk[columns] += ds.mT @ Q
     return dq.to(q), dk.to(k), dv.to(v)
 
-# %% ../nbs/05_flash_attention.ipynb #34f62f48
+# %% ../nbs/05_flash_attention.ipynb #06d605e4
 def check_inputs(
     q: Tensor,  # (batch, Nq, K) or (B, H, Nq, K)
     k: Tensor,  # (batch, Nk, K) or (B, H_kv, Nk, K)
@@ -145,7 +145,7 @@ def check_inputs(
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v must be on one device; got {q.device}, {k.device}, {v.device}")
 
-# %% ../nbs/05_flash_attention.ipynb #7c6f40d9
+# %% ../nbs/05_flash_attention.ipynb #b1c9b7f1
 class FlashAttentionPyTorch(torch.autograd.Function):
     """Exact attention in tiles, in plain PyTorch: `FlashAttentionPyTorch.apply(q, k, v, is_causal)`.
 
@@ -241,7 +241,7 @@ def _forward_kernel(
     _store_rows(_head(o, o_stride, b, h), o_stride, i, Nq, K, K_PAD, acc / l[:, None])
     tl.store(lse + head.to(tl.int64) * Nq + i, tl.where(seen, m + tl.log(l), -float("inf")), mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #f0af76f5
+# %% ../nbs/05_flash_attention.ipynb #e7e7b4f5
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -258,8 +258,10 @@ def _walkable(x):
 def _tiles(K, itemsize):
     "What the kernels know when compiled: the width [elements of `itemsize` bytes] and the tiles."
     K_PAD = max(16, triton.next_power_of_2(K))  # tl.dot takes nothing smaller
-    BLOCK = 64 if K_PAD * itemsize <= 256 else 32
-    return dict(K=K, K_PAD=K_PAD, BLOCK_Q=BLOCK, BLOCK_KV=BLOCK, num_warps=4, num_stages=2)
+    BLOCK = 64 if K_PAD <= 64 and itemsize == 2 else 32 if K_PAD * itemsize <= 512 else 16
+    return dict(
+        K=K, K_PAD=K_PAD, BLOCK_Q=BLOCK, BLOCK_KV=BLOCK, num_warps=4 if BLOCK == 64 else 8, num_stages=2
+    )
 
 
 def _launch(kernel, tensors, numbers, block, causal, scale):
@@ -273,17 +275,15 @@ def _launch(kernel, tensors, numbers, block, causal, scale):
             strides = (x.stride()[:3] for x in tensors)
             kernel[(programs,)](*tensors, *numbers, *strides, *sizes, CAUSAL=causal, **tiles)
 
-# %% ../nbs/05_flash_attention.ipynb #3cef000a
+# %% ../nbs/05_flash_attention.ipynb #ef4c34c1
 def triton_forward(
     q: Tensor,  # (B, H, Nq, K), or (batch, Nq, K)
     k: Tensor,  # (B, H_kv, Nk, K), or (batch, Nk, K)
     v: Tensor,  # as k
     causal: bool,  # aligned to the bottom right
     scale: float,  # factor on the scores
-) -> tuple[
-    Tensor, Tensor
-]:  # output, shaped and laid out like q; (B, H, Nq) or (batch, Nq) float32 log-sum-exp
-    "What `tiled_forward` computes, by the Triton kernel."
+) -> tuple[Tensor, Tensor]:  # output, shaped and laid out like q; its log-sum-exp
+    "What `tiled_forward` computes, by the Triton kernel; log-sum-exp (B, H, Nq) or (batch, Nq) in float32."
     tensors = [_walkable(x) for x in (q, k, v)]
     o = torch.empty_like(tensors[0], dtype=q.dtype)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
