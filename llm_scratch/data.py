@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 log = logging.getLogger(__name__)
 END = "<|endoftext|>"  # stands between documents in every file of text
 
-# %% ../nbs/00_data.ipynb #c29d1184
+# %% ../nbs/00_data.ipynb #a5a16ef7
 def variants(
     text: str,  # "(a|b) c": choices in parentheses, nested as you like
 ) -> list[str]:  # every way to choose, each as often as it can come about
@@ -42,7 +42,7 @@ def variants(
     head, tail = text[: inner.start()], text[inner.end() :]
     return [whole for choice in inner[1].split("|") for whole in variants(head + choice + tail)]
 
-# %% ../nbs/00_data.ipynb #501e1d70
+# %% ../nbs/00_data.ipynb #a77a22ff
 def with_article(
     noun: str,  # "red kite"
 ) -> str:  # "a red kite"
@@ -50,7 +50,7 @@ def with_article(
     vowel = noun[0] in "aeiou" and not noun.startswith(("uni", "use", "one", "eu"))
     return ("an " if vowel or noun.startswith(("hour", "honest")) else "a ") + noun
 
-# %% ../nbs/00_data.ipynb #2e0ec9db
+# %% ../nbs/00_data.ipynb #4826fb89
 def _capital(text: str) -> str:
     "First letter, or first letter of the slot that stands there, in upper case."
     at = text.startswith("{")
@@ -77,7 +77,7 @@ def slots(
         found.append(forms)
     return found
 
-# %% ../nbs/00_data.ipynb #d114bc96
+# %% ../nbs/00_data.ipynb #e093bd33
 PEOPLE = """
 A, he, him, his, himself = (Lily | Mia | Anna | Sara | Lucy | Emma | Rose | Ella | Zoe | Molly | Ruby |
     Nora | Daisy | Amy | Clara | Ivy | Maya | Hazel | Poppy | Tara | Nina | Alice | Grace | Olive | Jenny
@@ -116,7 +116,7 @@ wise, guide, he4, him4, his4 = old owl, owl, she, her, her; (gray|friendly|kind)
     (white|stubborn) goat, goat, he, him, his
 """
 
-# %% ../nbs/00_data.ipynb #ee480036
+# %% ../nbs/00_data.ipynb #817051ac
 def _lines(text: str) -> Iterator[str]:
     "Lines of a text, with deeper-set ones joined to the line above."
     yield from re.sub(r"\n {2,}", " ", text.strip("\n")).splitlines()
@@ -265,7 +265,7 @@ PLOTS["lost and found"] = """
 ? <night>
 """
 
-# %% ../nbs/00_data.ipynb #d1eb624e
+# %% ../nbs/00_data.ipynb #86306565
 class Plot(NamedTuple):
     "A plot, parsed: everything that can be worked out before the first random number."
 
@@ -300,14 +300,14 @@ def parse_plot(
             new_act = False
     return Plot(choices, acts)
 
-# %% ../nbs/00_data.ipynb #7ecf4920
+# %% ../nbs/00_data.ipynb #8ae6dd1d
 _PEOPLE = [
     {slot: word for slot, word in row.items() if "_" not in slot} for row in slots(next(_lines(PEOPLE)))
 ]
 _FRIENDS = [{"B" if slot == "A" else f"{slot}2": word for slot, word in row.items()} for row in _PEOPLE]
 _SETTING = [slots(line) for line in _lines(SETTING)]
 
-# %% ../nbs/00_data.ipynb #d3794fb8
+# %% ../nbs/00_data.ipynb #1577e60e
 def story(
     seed: int,  # >= 0, which book
     number: int,  # 0 <= number < 2^64, which story in it
@@ -336,7 +336,7 @@ def story(
     ]
     return "\n\n".join(map(" ".join, told)) % slot % slot
 
-# %% ../nbs/00_data.ipynb #1accb719
+# %% ../nbs/00_data.ipynb #3a33d97a
 def tales(
     size: int,  # bytes wanted, counting the separators; the last story may go past
     seed: int = 0,  # another seed, other stories
@@ -350,7 +350,7 @@ def tales(
         size -= len(text) + len(END) + 2
         yield text
 
-# %% ../nbs/00_data.ipynb #a405d348
+# %% ../nbs/00_data.ipynb #7907acda
 @contextmanager
 def replacing(
     path: str | Path,  # file to make or to replace; its folder is made if missing
@@ -387,7 +387,7 @@ def data_dir() -> Path:  # may not exist yet
     project = Path(importlib.util.find_spec("llm_scratch").origin).parents[1]
     return project / "data" if (project / "nbs").is_dir() else Path.home() / ".cache" / "llm_scratch"
 
-# %% ../nbs/00_data.ipynb #922517f8
+# %% ../nbs/00_data.ipynb #b8905ceb
 _BLOCK = 1 << 20
 _MARKS = (END, "\n\n", "\r\n\r\n", "\n", " ")  # what may separate documents, the best first
 
@@ -446,7 +446,7 @@ def documents(
             parts.append(pieces[-1][:cut])
             rest = pieces[-1][cut:]
 
-# %% ../nbs/00_data.ipynb #73269ac5
+# %% ../nbs/00_data.ipynb #0821b587
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     "Text to learn from and text to judge by; no document is in both."
@@ -489,7 +489,7 @@ def _split(
             f"{source.name}: {dropped} held-out documents are in the training part too, and were left out"
         )
 
-# %% ../nbs/00_data.ipynb #8094b041
+# %% ../nbs/00_data.ipynb #9a91216b
 def _of_file(
     source: Path,  # any UTF-8 text, or the same as .gz
 ) -> Corpus:
@@ -512,7 +512,7 @@ def _of_file(
         _split(source, corpus, size, mark)
     return corpus
 
-# %% ../nbs/00_data.ipynb #cd6cdacb
+# %% ../nbs/00_data.ipynb #f5de4aed
 def _of_tales(
     size: int,  # bytes, both parts together
     seed: int,  # which book
@@ -538,7 +538,7 @@ def _of_tales(
                         progress.update(file.write(f"{text}\n{END}\n".encode()))
     return corpus
 
-# %% ../nbs/00_data.ipynb #bbbe4acb
+# %% ../nbs/00_data.ipynb #4a4cd3af
 HUB = {  # name: (repository of data, file to learn from, file to judge by)
     "tinystories": ("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
     "openwebtext": ("stanford-cs336/owt-sample", "owt_train.txt.gz", "owt_valid.txt.gz"),
@@ -590,7 +590,7 @@ def _verify(path: Path, url: str, size: int, etag: str) -> None:
         path.unlink()
         raise ValueError(f"{url} arrived damaged ({what}) and was removed: try again")
 
-# %% ../nbs/00_data.ipynb #cfb316fc
+# %% ../nbs/00_data.ipynb #ff356034
 def fetch(
     repo: str,  # "owner/name" of a dataset on the hub
     file: str,  # its name there, perhaps packed as .gz
@@ -628,7 +628,7 @@ def _of_hub(
             )
     return Corpus(name=name, train=train, valid=valid)
 
-# %% ../nbs/00_data.ipynb #60207cfa
+# %% ../nbs/00_data.ipynb #2037b47b
 def corpus(
     name: str | Path,  # "tales", "tinystories", "openwebtext", or the path of a UTF-8 text (also .gz)
     size: int = 10_000_000,  # tales only: bytes, both parts together
@@ -643,7 +643,7 @@ def corpus(
         return _of_tales(size, seed)
     return _of_hub(name) if name in HUB else _of_file(Path(name))
 
-# %% ../nbs/00_data.ipynb #082d88c5
+# %% ../nbs/00_data.ipynb #5b4eac69
 _HEADER = 128  # bytes before the first id: NumPy pads the header of any 1-D array of integers to this
 
 
@@ -723,7 +723,7 @@ class TokenWriter:
                 raise error
             self._finish()
 
-# %% ../nbs/00_data.ipynb #ded4157c
+# %% ../nbs/00_data.ipynb #249b58cf
 def load_tokens(
     path: str | Path,  # .npy file, as TokenWriter writes it
 ) -> np.ndarray:  # (n,) uint16 or uint32, memory-mapped, read-only
@@ -740,7 +740,7 @@ def load_tokens(
         )
     return ids
 
-# %% ../nbs/00_data.ipynb #526dcb14
+# %% ../nbs/00_data.ipynb #3c0a0263
 PLOTS["the rescue"] = """
 : baby, small, he5, him5, his5, call, trouble, free = lamb, little lamb, she, her, her, "Baa! Baa!",
     caught in a thorn bush, {A} bent the thorns aside (one by one|very carefully); duckling, yellow
@@ -767,7 +767,7 @@ PLOTS["the rescue"] = """
 - <One>, {A} was walking along {route}.
 / <One>, {A} went for a walk along {route}.
 ? <sky>
-- (Suddenly|All at once|Then), {he} heard something: {call}
+- (Suddenly|All at once), {he} heard something: {call}
 / {He} had not gone far when {he} heard something: {call}
 - {A} (looked around|followed the sound) and (found|saw) {a_small}. The {baby} was {trouble}.
 - "(Please help me|I cannot get out|I want to go home)!" (cried|begged|said) the {baby}. "I have been here
@@ -950,26 +950,26 @@ PLOTS["sharing"] = """
 ? <friends>
 """
 
-# %% ../nbs/00_data.ipynb #6528bd94
+# %% ../nbs/00_data.ipynb #1d4c421a
 PLOTS["being brave"] = """
-: fear, scene, brave, prize = the dark, the lamp went out while {B} was staying for the night, step into
-    the dark room, the stars looked in at the window like a thousand tiny lamps; deep water, everyone was
-    jumping into the lake, jump in, the water carried {him} like a soft bed; the high slide, all the
-    others were climbing up the high slide, slide down, it felt like flying; thunder, black clouds came up
-    behind the hills, look out of the window, the lightning painted the whole sky silver; the big dog next
-    door, {his} ball rolled into the neighbor's yard, hold out a hand, the big dog only wanted to play;
-    singing in front of people, it was time for the school concert, sing the first note, the whole hall
-    clapped and cheered; the tall ladder, the apples were ripe at the very top of the tree, climb the
-    first step, the view from the top was wonderful; the shaky bridge, the only way to the fair led over
-    the shaky bridge, take the first step, the other side was full of music and lights; riding a bike,
-    everyone went for a ride in the park, push off with one foot, the wind whistled past {his} ears; the
-    cellar, {his} {elder} asked for a jar from the cellar, go down the first step, the cellar smelled of
-    apples and was not scary at all
+: fear, scene, brave, prize = the dark, the lamp went out in the middle of a sleepover, step into the dark
+    room, the stars looked in at the window like a thousand tiny lamps; deep water, everyone was jumping
+    into the lake, jump in, the water carried {him} like a soft bed; the high slide, all the others were
+    climbing up the high slide, slide down, it felt like flying; thunder, black clouds came up behind the
+    hills, look out of the window, the lightning painted the whole sky silver; the big dog next door,
+    {his} ball rolled into the neighbor's yard, hold out a hand, the big dog only wanted to play; singing
+    in front of people, it was time for the school concert, sing the first note, the whole hall clapped
+    and cheered; the tall ladder, the apples were ripe at the very top of the tree, climb the first step,
+    the view from the top was wonderful; the shaky bridge, the only way to the fair led over the shaky
+    bridge, take the first step, the other side was full of music and lights; riding a bike, everyone went
+    for a ride in the park, push off with one foot, the wind whistled past {his} ears; the cellar, {his}
+    {elder} asked for a jar from the cellar, go down the first step, the cellar smelled of apples and was
+    not scary at all
 
 - <open>
 - {A} was not afraid of (spiders|mice|bears|ghosts) or (giants|snakes|bees), but there was one thing that
     {he} feared: {fear}.
-/ {He} was (good|happy) at most things, but {he} was afraid of {fear}.
+/ {He} was (good at|not afraid of) most things, but {he} was afraid of {fear}.
 / {A} had a secret. {He} was very much afraid of {fear}.
 ? {He} never told anyone about it.
 
@@ -1525,7 +1525,7 @@ PLOTS["the great invention"] = """
 ? <night>
 """
 
-# %% ../nbs/00_data.ipynb #a879518b
+# %% ../nbs/00_data.ipynb #e83dd24d
 PLOTS["the sick friend"] = """
 : dish, need, where = chicken soup, parsley, from the garden on the hill; onion soup, thyme, from the dry
     slope; mint tea, mint, from the bank of the brook; elderberry juice, elderberries, from the hedge
@@ -1561,7 +1561,7 @@ PLOTS["the sick friend"] = """
     said the {guide}. "But the best kind is made with {need} {where}."
 - {A} ran all the way. But then {block}! (Should {he} go home?|Was it too hard?) No! {He} thought of {B},
     and so {past}.
-? {He} filled {his} (cap|pockets) and ran home. {His} {elder} helped {him} with the hot pot, but {A} did
+- {He} filled {his} (cap|pockets) and ran home. {His} {elder} helped {him} with the hot pot, but {A} did
     all the rest {himself}.
 
 - {A} carried it to {B} very carefully, so that not a drop was (lost|spilled). "(Drink this while it is
@@ -1575,7 +1575,7 @@ PLOTS["the sick friend"] = """
 ? <friends>
 """
 
-# %% ../nbs/00_data.ipynb #0d7dec28
+# %% ../nbs/00_data.ipynb #72063c50
 PLOTS["the treasure map"] = """
 : found = in an old bottle; between the pages of a dusty book; under a loose board in the attic; in the
     pocket of an old coat; behind a picture frame; inside a clay pot
@@ -1616,7 +1616,7 @@ PLOTS["the treasure map"] = """
 
 - At last they (stood at|reached) the right place. They dug (and dug|until their arms hurt|in turns).
     (Clunk!|Thump!) There was something hard. It was {treasure}! {Meaning}.
-? "(Are you disappointed that it is not gold|Did you think it would be gold)?" asked {B}. "No," said {A}.
+- "(Are you disappointed that it is not gold|Did you think it would be gold)?" asked {B}. "No," said {A}.
     "(The best part was finding it with you|The adventure was the real treasure|I would not trade this day
     for gold)."
 / "This is the best day of my life," said {A}. "(Mine, too|And tomorrow we will hide a treasure
@@ -1624,7 +1624,7 @@ PLOTS["the treasure map"] = """
 ? <night>
 """
 
-# %% ../nbs/00_data.ipynb #0f90fb6d
+# %% ../nbs/00_data.ipynb #75a34c98
 PLOTS["starting over"] = """
 : work, made, where, ruin = (sand castle|sand tower), wet sand and shells, on the beach, a big wave rolled
     over it; snowman, three big snowballs, in the yard, the warm sun melted it; (snow|ice) fort, blocks of
@@ -1632,7 +1632,7 @@ PLOTS["starting over"] = """
     strong wind scattered it; chalk picture, every color in the box, on the sidewalk, a shower washed it
     away; tower of stones, flat round stones, in the riverbed, a cow knocked it over; mud dam, mud and
     branches, in the brook, the water broke through; card castle, playing cards, on the kitchen table,
-    somebody opened the door; flower crown, daisies and clover, in the meadow, a hungry goat ate it
+    somebody opened the door; flower crown, daisies and clover, in the meadow, a hungry sheep ate it
 : praise = wonderful; beautiful; splendid; marvelous; grand
 
 - <open>
@@ -1652,7 +1652,7 @@ PLOTS["starting over"] = """
 - {A} thought about it. "(Making it|I liked making it best)," {he} said (slowly|in surprise). "Well then,"
     said the {guide} (with a wink|and smiled). "That part nobody can take away from you."
 - So {A} (dried {his} tears|rolled up {his} sleeves) and started again. The new {work} was (a little
-    different|much bigger|not quite so tall), and it was {praise}, too.
+    different|not quite the same|the second of its kind), and it was {praise}, too.
 |
 - {His} friend {friend} came by and saw {him}. "(What happened|Why are you crying)?" asked {B}. {A}
     pointed at the place where the {work} had been.
