@@ -5,7 +5,7 @@ __all__ = ['ABLATIONS', 'DEMO', 'STUDIES', 'PRESETS', 'CURVE_POINTS', 'Experimen
            'prepare', 'build_model', 'run', 'load_experiment', 'load_run', 'run_status', 'sweep', 'summary',
            'results_table', 'environment', 'save_record', 'load_record', 'plot_study', 'demo']
 
-# %% ../nbs/06_experiments.ipynb #a0ab4e0a
+# %% ../nbs/06_experiments.ipynb #21951e31
 import hashlib
 import json
 import math
@@ -27,7 +27,7 @@ from .generation import stream
 from .model import ModelConfig, TransformerLM
 from .tokenizer import Tokenizer, train_bpe
 from llm_scratch.training import (
-    Diverged, TrainConfig, find_checkpoint, load_checkpoint, progress, read_metrics, train,
+    Diverged, TrainConfig, find_checkpoint, load_checkpoint, plot_metrics, progress, read_metrics, train,
 )  # fmt: skip
 
 # %% ../nbs/06_experiments.ipynb #fd79a057
@@ -56,7 +56,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #fefc2af3
+# %% ../nbs/06_experiments.ipynb #340e135f
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -158,7 +158,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #d81fb21f
+# %% ../nbs/06_experiments.ipynb #e1bc442c
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -169,6 +169,7 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
             eval_every=50, eval_batch_size=64, checkpoint_every=200, log_every=5,
         ),
     )  # fmt: skip
+    again = vary(base, "laptop-seed-2", seed=2)  # how much two runs of one experiment differ
     at = lambda key, value, **more: vary(
         base, f"laptop-{key.replace('_', '-')}-{value}", **{key: value}, **more
     )
@@ -177,18 +178,20 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
         at("batch_size", b, steps=6400 // b, warmup=640 // b, eval_every=800 // b, checkpoint_every=3200 // b)
         for b in (4, 64, 128)
     ]
-    schedules = [at("schedule", s) for s in ("wsd", "constant")]
+    schedules = [again, *(at("schedule", s) for s in ("wsd", "constant"))]
     schedules += [vary(base, "laptop-half-as-long", steps=200), vary(base, "laptop-twice-as-long", steps=800)]
-    tying = [vary(base, f"laptop-tied-{i}", tie_weights=True, tied_init=i) for i in ("linear", "embedding")]
+    tying = [
+        vary(base, f"laptop-tied-{i}", tie_weights=True, tied_init=i) for i in ("linear", "embedding")
+    ] + [again]
     sizes = [at("d_model", d, num_heads=d // 32, d_ff=None) for d in (64, 192)]
-    ablations = [vary(base, f"laptop-{name}", **change) for name, change in ABLATIONS.items()]
+    ablations = [vary(base, f"laptop-{name}", **change) for name, change in ABLATIONS.items()] + [again]
     studies = {
         "learning-rate": rates, "batch-size": batches, "schedule": schedules, "weight-tying": tying,
         "model-size": sizes, "ablations": ablations,
     }  # fmt: skip
     return {f"laptop-{name}": [base, *runs] for name, runs in studies.items()}
 
-# %% ../nbs/06_experiments.ipynb #c443e500
+# %% ../nbs/06_experiments.ipynb #53a5d0bb
 DEMO = Experiment(
     name="demo",
     corpus_size=20_000_000,
@@ -197,7 +200,7 @@ DEMO = Experiment(
     ),
     train=TrainConfig(
         steps=600, batch_size=16, lr=5e-3, lr_min=5e-5, warmup=50, weight_decay=0.1, seed=1,
-        eval_every=200, eval_batch_size=32, checkpoint_every=300, log_every=10,
+        eval_every=200, eval_batch_size=32, checkpoint_every=300, log_every=5,
     ),
 )  # fmt: skip
 
@@ -282,7 +285,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=ids["valid"], valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #73c3fbb1
+# %% ../nbs/06_experiments.ipynb #85f8c531
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -310,7 +313,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #17f1a62e
+# %% ../nbs/06_experiments.ipynb #b3764a36
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -383,7 +386,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #7b589ec8
+# %% ../nbs/06_experiments.ipynb #73bb16f6
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -460,7 +463,7 @@ def load_record(path: str | Path) -> dict:
     "A recorded study: what, device, python, versions, date, rows."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/06_experiments.ipynb #484766e1
+# %% ../nbs/06_experiments.ipynb #00d6fa32
 def _spread(values: list[float], gap: float) -> list[float]:
     "Moves label heights apart to at least `gap`, keeping their order and about their places."
     order = sorted(range(len(values)), key=values.__getitem__)
@@ -503,7 +506,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #2d74bc6e
+# %% ../nbs/06_experiments.ipynb #8b85f252
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
