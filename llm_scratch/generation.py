@@ -58,7 +58,7 @@ def draw(
     mass = probs.cumsum(-1).masked_fill(probs == 0, 0)
     return (mass > u[..., None] * mass.amax(-1, keepdim=True)).int().argmax(-1)
 
-# %% ../nbs/04_generation.ipynb #48745ffc
+# %% ../nbs/04_generation.ipynb #8c45422d
 def uniform(
     shape: torch.Size,  # of the result; its first dimension is the batch
     generator: torch.Generator
@@ -74,7 +74,7 @@ def uniform(
         )
     return torch.stack([torch.rand(shape[1:], generator=g) for g in generator])
 
-# %% ../nbs/04_generation.ipynb #91c03cde
+# %% ../nbs/04_generation.ipynb #53b2be4f
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     "Refuse settings that mean nothing, with a message that says what would."
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
@@ -101,7 +101,7 @@ def next_token_probs(
         logits = logits.masked_fill(~top_p_mask(logits.softmax(-1), top_p), -math.inf)
     return logits.softmax(-1)
 
-# %% ../nbs/04_generation.ipynb #ad47fb1a
+# %% ../nbs/04_generation.ipynb #5cbe5f93
 def sample(
     logits: Tensor,  # (..., V) scores of the next token, any float dtype
     temperature: float = 1.0,  # 0: greedy
@@ -117,7 +117,7 @@ def sample(
     Raises `ValueError` for impossible settings and for logits that are not numbers.
     """
     check_sampling(temperature, top_k, top_p)
-    if logits.isnan().any() or logits.isposinf().any():
+    if not (logits < math.inf).all():  # also false for NaN
         raise ValueError(
             "the logits hold NaN or infinity: the model has diverged; go back to an earlier checkpoint"
         )
@@ -162,7 +162,7 @@ def uncached_logits(
     windows = [ids[window_start(len(ids), C) :] for ids in histories.values()]
     return torch.cat([model(torch.tensor([window], device=device))[:, -1] for window in windows])
 
-# %% ../nbs/04_generation.ipynb #6dfbefcf
+# %% ../nbs/04_generation.ipynb #aecbbe24
 def left_pad(
     windows: Sequence[Sequence[int]],  # B rows of ids
 ) -> tuple[Tensor, Tensor]:  # (B, T) int64 ids, (B,) int64 number of padded slots of each row
@@ -173,7 +173,7 @@ def left_pad(
         [[0] * pad + list(window) for pad, window in zip(padding, windows, strict=True)]
     ), torch.tensor(padding)
 
-# %% ../nbs/04_generation.ipynb #c9533463
+# %% ../nbs/04_generation.ipynb #7d88072c
 class CachedLogits:
     "The same logits as `uncached_logits`, remembering keys and values from call to call."
 
@@ -217,7 +217,7 @@ class CachedLogits:
         )
         return self.model(ids, cache=self.cache)[:, -1]
 
-# %% ../nbs/04_generation.ipynb #26d05e5a
+# %% ../nbs/04_generation.ipynb #bd4ab123
 def row_generators(
     seed: int | Sequence[int] | None,  # one for all rows, one for each, or None: unpredictable
     batch_size: int,
@@ -233,7 +233,7 @@ def row_generators(
         generator.seed() if number is None else generator.manual_seed(number)
     return generators
 
-# %% ../nbs/04_generation.ipynb #7b3f0b33
+# %% ../nbs/04_generation.ipynb #f5f2334f
 def special_ids(
     tokenizer,  # with `special_tokens`: text -> id
     eos_token: str | Sequence[str] | None,  # names of special tokens
@@ -271,7 +271,7 @@ def prompt_ids(
         )
     return ids
 
-# %% ../nbs/04_generation.ipynb #652428e1
+# %% ../nbs/04_generation.ipynb #639402c6
 def decode_steps(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],  # B prompts of at least one id each
@@ -293,7 +293,7 @@ def decode_steps(
             warned = True
             warnings.warn(
                 f"the text has outgrown the context of {C} tokens: from here on the model sees only the newest {C - max(1, C // 4) + 1} to {C}",
-                stacklevel=2,
+                stacklevel=3,
             )
         with torch.no_grad(), evaluating(model):
             logits = read(histories)[:, :vocab_size]  # (B, V)
@@ -326,7 +326,7 @@ def start_decoding(
     choose = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     return decode_steps(model, ids, max_new_tokens, choose, stop, seed, use_cache, tokenizer.vocab_size)
 
-# %% ../nbs/04_generation.ipynb #fc0d8142
+# %% ../nbs/04_generation.ipynb #e394f98a
 def generate(
     model: nn.Module,  # model(ids, cache=None) -> (B, T, V) logits; new_cache(); config.context_length, config.vocab_size
     tokenizer,  # encode, decode, special_tokens, vocab_size
@@ -377,7 +377,7 @@ def text_pieces(
     if rest := tokenizer.decode(pending)[shown:]:
         yield rest
 
-# %% ../nbs/04_generation.ipynb #4ac0942f
+# %% ../nbs/04_generation.ipynb #6d54089b
 def stream(
     model: nn.Module,
     tokenizer,
