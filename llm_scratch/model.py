@@ -226,7 +226,7 @@ def softmax(
     total = e.sum(dim, keepdim=True).clamp(min=1)  # the top term is 1: only an empty slice sums to less
     return e * total.reciprocal()  # cheaper to differentiate than e / total
 
-# %% ../nbs/02_model.ipynb #6f8fda34
+# %% ../nbs/02_model.ipynb #e4570e79
 def scaled_dot_product_attention(
     Q: Tensor,  # (..., H, T, K) queries
     K: Tensor,  # (..., J, S, K) keys; J divides H, head h reads key head h // (H/J)
@@ -381,7 +381,7 @@ def _check_config(
             "change num_heads or d_model, or set position='none'"
         )
 
-# %% ../nbs/02_model.ipynb #f996fa82
+# %% ../nbs/02_model.ipynb #63bb2f26
 class TransformerBlock(nn.Module):
     "Attention, then feed-forward, each added to the residual stream."
 
@@ -432,7 +432,7 @@ def _check_start(
         raise ValueError(f"start must lie in [0, max_length={max_length}), got {start.tolist()}")
     return start.to(device) if start.any() else None
 
-# %% ../nbs/02_model.ipynb #51b7a049
+# %% ../nbs/02_model.ipynb #567a6e06
 class KVCache:
     """Keys and values of the tokens a model has read, for `model(ids, cache=cache)`.
 
@@ -489,7 +489,7 @@ class KVCache:
         self.values[layer, :, :, self.length : S] = v.detach()
         return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
 
-# %% ../nbs/02_model.ipynb #62167ce2
+# %% ../nbs/02_model.ipynb #f5e3eea3
 def _check_ids(
     ids: Tensor,  # what the model was given
     config: ModelConfig,
@@ -514,7 +514,7 @@ def _check_ids(
                 "was the text encoded with another tokenizer?"
             )
 
-# %% ../nbs/02_model.ipynb #aaede7aa
+# %% ../nbs/02_model.ipynb #fa61b1ec
 class TransformerLM(nn.Module):
     "Decoder-only Transformer: token ids in, logits for the next token out."
 
@@ -615,7 +615,7 @@ def flops(
         "lm_head": n * c.vocab_size * c.d_model,
     }
 
-# %% ../nbs/02_model.ipynb #3d2c9ab2
+# %% ../nbs/02_model.ipynb #951b90bf
 def activation_bytes(
     config: ModelConfig,
     batch_size: int = 1,  # B
