@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'positional', 'UsageError', 'flatten', 'parse', 'command_name', 'Download', 'text_file', 'existing',
            'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate', 'info_system', 'info_tokenizer',
-           'info_tokens', 'info_text', 'info_run', 'Info', 'overview', 'complain', 'main', 'dispatch']
+           'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'overview', 'complain', 'main', 'dispatch']
 
 # %% ../nbs/10_cli.ipynb #352d4833
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-# %% ../nbs/10_cli.ipynb #eb1f40fa
+# %% ../nbs/10_cli.ipynb #4dee08a3
 def positional(
     name: str,  # as the help shows it
     **default,  # `default=...` if it may be left out
@@ -52,7 +52,7 @@ def flatten(
     text = [" ".join(" ".join(part).split()) for part in parts]
     return "; ".join(t for t in text if t and not t.startswith(("For full helptext", "Argument helptext")))
 
-# %% ../nbs/10_cli.ipynb #bed1f4cd
+# %% ../nbs/10_cli.ipynb #b477973b
 def parse(
     command: type,  # dataclass of the command
     args: list[str],  # what follows its name
@@ -74,7 +74,8 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(f"{flatten(said.getvalue())} (see: llm_scratch {name} --help)") from None
+        wrong = flatten(said.getvalue()).removeprefix("Error parsing experiment.")
+        raise UsageError(f"{wrong} (see: llm_scratch {name} --help)") from None
 
 
 def command_name(command: type) -> str:
@@ -117,7 +118,7 @@ def existing(
         raise FileNotFoundError(f"no {what} {path}; make one with: llm_scratch {make}")
     return Path(path)
 
-# %% ../nbs/10_cli.ipynb #fb657778
+# %% ../nbs/10_cli.ipynb #0f0fc833
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
     "Learn a byte-level BPE tokenizer from a corpus or a text file."
@@ -143,7 +144,7 @@ class TrainTokenizer:
             f"{self.out}: {tokenizer.vocab_size:,} tokens, {len(merges):,} merges, {time.perf_counter() - start:.1f} s"
         )
 
-# %% ../nbs/10_cli.ipynb #b3779703
+# %% ../nbs/10_cli.ipynb #4404531d
 @dataclass(frozen=True, kw_only=True)
 class Encode:
     "Turn a text file into token ids (.npy), ready for training."
@@ -171,7 +172,7 @@ class Encode:
             f"{self.out}: {tokens:,} tokens, {size / tokens:.2f} bytes per token, {size / seconds / 1e6:.1f} MB/s"
         )
 
-# %% ../nbs/10_cli.ipynb #ee897c99
+# %% ../nbs/10_cli.ipynb #29fbfe29
 @dataclass(frozen=True, kw_only=True)
 class Train:
     "Train a model: a preset, with any of its settings overridden."
@@ -203,9 +204,10 @@ class Train:
     def run(self):
         from contextlib import closing
 
-        from llm_scratch.experiments import run
+        from llm_scratch.experiments import prepare, run
         from llm_scratch.training import progress
 
+        prepare(self.experiment)  # text, tokenizer and tokens show bars of their own
         folder, steps, last = self.folder(), self.experiment.train.steps, {}
         with closing(run(self.experiment, folder, resume=self.resume, overwrite=self.overwrite)) as records:
             for last in progress(records, steps):  # leaving early closes the run, which saves it
@@ -257,7 +259,7 @@ class Demo:
 
     after_interrupt = "what was done is saved; go on with: {again}"
 
-# %% ../nbs/10_cli.ipynb #a295a0e6
+# %% ../nbs/10_cli.ipynb #35843efa
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     "Continue a prompt with a trained model; the text appears as it is written."
@@ -319,7 +321,7 @@ def info_system() -> dict[str, Any]:
         found["gpu"] = "Apple (mps)"
     return found | {"data": data_dir()}
 
-# %% ../nbs/10_cli.ipynb #536ad01a
+# %% ../nbs/10_cli.ipynb #f7fd43e3
 def info_tokenizer(path: Path) -> dict[str, Any]:
     from llm_scratch.tokenizer import Tokenizer
 
@@ -360,7 +362,14 @@ def info_text(path: Path) -> dict[str, Any]:
             tail = (tail + block)[-len(END) + 1 :]
     return {"what": "text", "bytes": f"{size:,}", "documents": f"{documents:,} ends of text"}
 
-# %% ../nbs/10_cli.ipynb #927da6ae
+# %% ../nbs/10_cli.ipynb #37af753b
+def chosen(config: Any) -> str:
+    "The fields of a configuration that are not at their defaults."
+    return ", ".join(
+        f"{f.name} {getattr(config, f.name)}" for f in fields(config) if getattr(config, f.name) != f.default
+    )
+
+# %% ../nbs/10_cli.ipynb #2565ea60
 def info_run(path: Path) -> dict[str, Any]:
     from math import prod
 
@@ -372,8 +381,8 @@ def info_run(path: Path) -> dict[str, Any]:
     experiment, records, saved = load_experiment(path), read_metrics(path), checkpoints(path)
     found = {
         "what": f"run of {experiment.name} on {experiment.corpus}",
-        "model": experiment.model,
-        "training": experiment.train,
+        "model": chosen(experiment.model),
+        "training": chosen(experiment.train),
     }
     if saved:
         with safe_open(saved[-1] / "model.safetensors", "numpy") as weights:
@@ -387,7 +396,7 @@ def info_run(path: Path) -> dict[str, Any]:
         found["validation loss"] = f"last {losses[-1]:.3f}, best {min(losses):.3f} nats/token"
     return found | {"checkpoints": ", ".join(c.name for c in saved) or "none"}
 
-# %% ../nbs/10_cli.ipynb #bbc9b158
+# %% ../nbs/10_cli.ipynb #d198049e
 @dataclass(frozen=True, kw_only=True)
 class Info:
     "Say what a run, tokenizer, token file or text is; without one, describe this installation."
@@ -414,7 +423,7 @@ class Info:
             for part in ("train", "valid")
         }
 
-# %% ../nbs/10_cli.ipynb #0f8cc054
+# %% ../nbs/10_cli.ipynb #4f620fef
 COMMANDS = {
     command_name(c): c for c in (Demo, Download, TrainTokenizer, Encode, Train, Generate, Experiment, Info)
 }
@@ -448,7 +457,7 @@ def complain(
         return text, 2
     return f"{type(error).__name__}: {text} (this looks like a bug; LLM_SCRATCH_DEBUG=1 shows where)", 1
 
-# %% ../nbs/10_cli.ipynb #629b20f0
+# %% ../nbs/10_cli.ipynb #03cd0343
 def main(
     argv: list[str] | None = None,  # arguments after the program's name; None: the real ones
 ) -> (
@@ -473,7 +482,7 @@ def main(
         print(f"llm_scratch: error: {line}", file=sys.stderr)
         return code
 
-# %% ../nbs/10_cli.ipynb #0252629e
+# %% ../nbs/10_cli.ipynb #d52020ba
 def dispatch(name: str, args: list[str]) -> int:
     "Find the command, let it read its arguments, run it."
     if name in ("-h", "--help", "help"):
