@@ -196,11 +196,12 @@ def test_encode_iterable_is_lazy(tokenizer, story):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 7919, 10**9])
-def test_ranges_of_a_file(mixed, mixed_file, chunk_bytes):
+def test_ranges_of_a_file(tokenizer, mixed, mixed_file, chunk_bytes):
     spans = list(file_ranges(mixed_file, SPECIALS, chunk_bytes))
     assert [end for _, end in spans[:-1]] == [start for start, _ in spans[1:]]
     pieces = [read_range(mixed_file, span) for span in spans]
     assert "".join(pieces) == mixed
+    assert [i for piece in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(mixed)
     assert len(pieces) > min(20, len(mixed) // chunk_bytes) or chunk_bytes == 10**9
 
 
