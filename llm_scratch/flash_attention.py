@@ -122,7 +122,7 @@ def tiled_backward(
             dk[columns] += ds.mT @ Q
     return dq.to(q), dk.to(k), dv.to(v)
 
-# %% ../nbs/05_flash_attention.ipynb #35079dee
+# %% ../nbs/05_flash_attention.ipynb #c32d9294
 def check_inputs(
     q: Tensor,  # (batch, Nq, K) or (B, H, Nq, K)
     k: Tensor,  # (batch, Nk, K) or (B, H_kv, Nk, K)
@@ -145,7 +145,7 @@ def check_inputs(
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v must be on one device; got {q.device}, {k.device}, {v.device}")
 
-# %% ../nbs/05_flash_attention.ipynb #025dae5a
+# %% ../nbs/05_flash_attention.ipynb #2dd4cd7c
 class FlashAttentionPyTorch(torch.autograd.Function):
     """Exact attention in tiles, in plain PyTorch: `FlashAttentionPyTorch.apply(q, k, v, is_causal)`.
 
@@ -241,7 +241,7 @@ def _forward_kernel(
     _store_rows(_head(o, o_stride, b, h), o_stride, i, Nq, K, K_PAD, acc / l[:, None])
     tl.store(lse + head.to(tl.int64) * Nq + i, tl.where(seen, m + tl.log(l), -float("inf")), mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #363654e8
+# %% ../nbs/05_flash_attention.ipynb #135e9f9a
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
