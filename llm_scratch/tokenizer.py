@@ -79,7 +79,7 @@ def train_bpe_naive(
         merges.append(best)
     return merges
 
-# %% ../nbs/01_tokenizer.ipynb #20c17737
+# %% ../nbs/01_tokenizer.ipynb #ad2c1293
 _FLIP = bytes(255 - byte for byte in range(256))
 
 
@@ -232,7 +232,7 @@ def split_special(
     "Text cut at its special tokens; plain entries may be empty, and joined they are the text again."
     return pattern.split(text) if pattern else [text]
 
-# %% ../nbs/01_tokenizer.ipynb #a2c50357
+# %% ../nbs/01_tokenizer.ipynb #182d5297
 _CUT = regex.compile(r"(?r)\S(?=\s)")  # (?r): searched from the right end
 
 
@@ -300,7 +300,7 @@ def read_range(
             "Convert the file to UTF-8 first (for example with iconv)."
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #6a734807
+# %% ../nbs/01_tokenizer.ipynb #feba802c
 _job = None  # in a worker process: the function that it applies to every task
 
 
@@ -393,7 +393,7 @@ def count_words(
             bar.update(span[1] - span[0])
     return counts
 
-# %% ../nbs/01_tokenizer.ipynb #7695e6b4
+# %% ../nbs/01_tokenizer.ipynb #d6566072
 def train_bpe(
     input_path: str | Path,  # UTF-8 text of any size
     vocab_size: int,  # wanted number of tokens: 256 bytes + special tokens + merges
@@ -466,7 +466,7 @@ class WordCache(dict):
             self[word] = ids
         return ids
 
-# %% ../nbs/01_tokenizer.ipynb #9855212b
+# %% ../nbs/01_tokenizer.ipynb #88f1ae5d
 class Tokenizer:
     "Byte-level BPE with GPT-2's pre-tokens: text to ids and back, without loss."
 
@@ -506,7 +506,7 @@ def vocab_size(self: Tokenizer) -> int:
     "Greatest id + 1: the number of rows that an embedding needs."
     return max(self.vocab) + 1
 
-# %% ../nbs/01_tokenizer.ipynb #7baacdd4
+# %% ../nbs/01_tokenizer.ipynb #03b253f4
 @patch
 def _encode_plain(self: Tokenizer, text: str) -> Iterator[int]:
     "Ids of text without special tokens."
@@ -536,7 +536,7 @@ def encode_batch(
     "Token ids of each of several texts."
     return [self.encode(text) for text in texts]
 
-# %% ../nbs/01_tokenizer.ipynb #3bfc639a
+# %% ../nbs/01_tokenizer.ipynb #125c43ae
 @patch
 def decode(
     self: Tokenizer,
@@ -587,7 +587,7 @@ def __reduce__(self: Tokenizer) -> tuple:  # how to make it again
     "What a worker process is sent: all but the cache."
     return Tokenizer, (self.vocab, self.merges, list(self.special_tokens))
 
-# %% ../nbs/01_tokenizer.ipynb #8c87df94
+# %% ../nbs/01_tokenizer.ipynb #c0a207fa
 @patch
 def _encode_range(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
     "Token ids of one part of a file, as small integers."
@@ -619,7 +619,7 @@ def encode_file(
             bar.update(span[1] - span[0])
         return len(writer)
 
-# %% ../nbs/01_tokenizer.ipynb #a9198cc3
+# %% ../nbs/01_tokenizer.ipynb #0ff5eaa7
 def byte_alphabet() -> dict[int, str]:  # byte -> printable character
     "GPT-2's way of writing bytes as visible characters: printable ones stand for themselves, the rest move up past 255."
     printable = {
@@ -634,7 +634,7 @@ def byte_alphabet() -> dict[int, str]:  # byte -> printable character
 _TO_CHARACTER = byte_alphabet()
 _TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
 
-# %% ../nbs/01_tokenizer.ipynb #8d61621d
+# %% ../nbs/01_tokenizer.ipynb #8f0281bd
 def to_visible(token: bytes) -> str:
     "Bytes in GPT-2's alphabet: b' a' is 'Ġa'."
     return "".join(_TO_CHARACTER[byte] for byte in token)
@@ -649,7 +649,7 @@ def from_visible(token: str) -> bytes:
             f"{token!r} is not in the byte-level alphabet: {error.args[0]!r} stands for no byte"
         ) from None
 
-# %% ../nbs/01_tokenizer.ipynb #af8dd9d4
+# %% ../nbs/01_tokenizer.ipynb #52e5a522
 @patch
 def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
     "The vocabulary as tokenizer.json writes it: bytes and merges in GPT-2's alphabet, special tokens as they are."
@@ -664,7 +664,7 @@ def _names(self: Tokenizer) -> dict[str, int]:  # name -> id
             )
     return names
 
-# %% ../nbs/01_tokenizer.ipynb #1f69b890
+# %% ../nbs/01_tokenizer.ipynb #fe68b091
 @patch
 def save(
     self: Tokenizer,
@@ -692,7 +692,7 @@ def save(
     with replacing(path) as temporary:
         Path(temporary).write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
 
-# %% ../nbs/01_tokenizer.ipynb #e89b6b57
+# %% ../nbs/01_tokenizer.ipynb #bedab6ef
 _AS_PUBLISHED = GPT2_PATTERN.replace("(?:[sdmt]|ll|ve|re)", "s|'t|'re|'ve|'m|'ll|'d")  # means the same
 
 
@@ -731,7 +731,7 @@ def _check_readable(document: dict, path) -> None:
     if reasons := [reason for reason, is_so in odd.items() if is_so]:
         raise ValueError(f"{path} is a tokenizer that Tokenizer cannot be: {'; '.join(reasons)}")
 
-# %% ../nbs/01_tokenizer.ipynb #604f3e32
+# %% ../nbs/01_tokenizer.ipynb #0fcc955e
 @patch(cls_method=True)
 def load(
     cls: Tokenizer,
@@ -756,7 +756,7 @@ def load(
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return cls(vocab, [(from_visible(a), from_visible(b)) for a, b in pairs], added)
 
-# %% ../nbs/01_tokenizer.ipynb #19c97e61
+# %% ../nbs/01_tokenizer.ipynb #dbef372e
 @patch(cls_method=True)
 def from_files(
     cls: Tokenizer,
