@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-# %% ../nbs/10_cli.ipynb #4dee08a3
+# %% ../nbs/10_cli.ipynb #bd5da0a2
 def positional(
     name: str,  # as the help shows it
     **default,  # `default=...` if it may be left out
@@ -118,7 +118,7 @@ def existing(
         raise FileNotFoundError(f"no {what} {path}; make one with: llm_scratch {make}")
     return Path(path)
 
-# %% ../nbs/10_cli.ipynb #0f0fc833
+# %% ../nbs/10_cli.ipynb #d59f70cd
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
     "Learn a byte-level BPE tokenizer from a corpus or a text file."
@@ -144,7 +144,7 @@ class TrainTokenizer:
             f"{self.out}: {tokenizer.vocab_size:,} tokens, {len(merges):,} merges, {time.perf_counter() - start:.1f} s"
         )
 
-# %% ../nbs/10_cli.ipynb #4404531d
+# %% ../nbs/10_cli.ipynb #11159108
 @dataclass(frozen=True, kw_only=True)
 class Encode:
     "Turn a text file into token ids (.npy), ready for training."
@@ -172,7 +172,7 @@ class Encode:
             f"{self.out}: {tokens:,} tokens, {size / tokens:.2f} bytes per token, {size / seconds / 1e6:.1f} MB/s"
         )
 
-# %% ../nbs/10_cli.ipynb #29fbfe29
+# %% ../nbs/10_cli.ipynb #2214c2f3
 @dataclass(frozen=True, kw_only=True)
 class Train:
     "Train a model: a preset, with any of its settings overridden."
@@ -210,8 +210,8 @@ class Train:
         prepare(self.experiment)  # text, tokenizer and tokens show bars of their own
         folder, steps, last = self.folder(), self.experiment.train.steps, {}
         with closing(run(self.experiment, folder, resume=self.resume, overwrite=self.overwrite)) as records:
-            for last in progress(records, steps):  # leaving early closes the run, which saves it
-                pass
+            for record in progress(records, steps):  # leaving early closes the run, which saves it
+                last = record
         loss = "".join(f", {k.replace('_', ' ')} {last[k]:.4f}" for k in ("loss", "valid_loss") if k in last)
         print(
             f"{folder}: step {last.get('step', steps):,}{loss}\ncontinue with: llm_scratch generate {folder}"
@@ -259,7 +259,7 @@ class Demo:
 
     after_interrupt = "what was done is saved; go on with: {again}"
 
-# %% ../nbs/10_cli.ipynb #35843efa
+# %% ../nbs/10_cli.ipynb #13dbe784
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     "Continue a prompt with a trained model; the text appears as it is written."
@@ -321,7 +321,7 @@ def info_system() -> dict[str, Any]:
         found["gpu"] = "Apple (mps)"
     return found | {"data": data_dir()}
 
-# %% ../nbs/10_cli.ipynb #f7fd43e3
+# %% ../nbs/10_cli.ipynb #d854d35d
 def info_tokenizer(path: Path) -> dict[str, Any]:
     from llm_scratch.tokenizer import Tokenizer
 
@@ -362,14 +362,14 @@ def info_text(path: Path) -> dict[str, Any]:
             tail = (tail + block)[-len(END) + 1 :]
     return {"what": "text", "bytes": f"{size:,}", "documents": f"{documents:,} ends of text"}
 
-# %% ../nbs/10_cli.ipynb #37af753b
+# %% ../nbs/10_cli.ipynb #80117ccf
 def chosen(config: Any) -> str:
     "The fields of a configuration that are not at their defaults."
     return ", ".join(
         f"{f.name} {getattr(config, f.name)}" for f in fields(config) if getattr(config, f.name) != f.default
     )
 
-# %% ../nbs/10_cli.ipynb #2565ea60
+# %% ../nbs/10_cli.ipynb #5962c41a
 def info_run(path: Path) -> dict[str, Any]:
     from math import prod
 
@@ -396,7 +396,7 @@ def info_run(path: Path) -> dict[str, Any]:
         found["validation loss"] = f"last {losses[-1]:.3f}, best {min(losses):.3f} nats/token"
     return found | {"checkpoints": ", ".join(c.name for c in saved) or "none"}
 
-# %% ../nbs/10_cli.ipynb #d198049e
+# %% ../nbs/10_cli.ipynb #4dc2f0a4
 @dataclass(frozen=True, kw_only=True)
 class Info:
     "Say what a run, tokenizer, token file or text is; without one, describe this installation."
@@ -423,7 +423,7 @@ class Info:
             for part in ("train", "valid")
         }
 
-# %% ../nbs/10_cli.ipynb #4f620fef
+# %% ../nbs/10_cli.ipynb #3c1fc160
 COMMANDS = {
     command_name(c): c for c in (Demo, Download, TrainTokenizer, Encode, Train, Generate, Experiment, Info)
 }
@@ -457,7 +457,7 @@ def complain(
         return text, 2
     return f"{type(error).__name__}: {text} (this looks like a bug; LLM_SCRATCH_DEBUG=1 shows where)", 1
 
-# %% ../nbs/10_cli.ipynb #03cd0343
+# %% ../nbs/10_cli.ipynb #722eceee
 def main(
     argv: list[str] | None = None,  # arguments after the program's name; None: the real ones
 ) -> (
@@ -482,7 +482,7 @@ def main(
         print(f"llm_scratch: error: {line}", file=sys.stderr)
         return code
 
-# %% ../nbs/10_cli.ipynb #d52020ba
+# %% ../nbs/10_cli.ipynb #53576fe1
 def dispatch(name: str, args: list[str]) -> int:
     "Find the command, let it read its arguments, run it."
     if name in ("-h", "--help", "help"):

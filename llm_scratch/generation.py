@@ -5,10 +5,10 @@ __all__ = ['apply_temperature', 'top_k_mask', 'top_p_mask', 'draw', 'uniform', '
            'window_start', 'evaluating', 'device_of', 'uncached_logits', 'left_pad', 'CachedLogits', 'row_generators',
            'special_ids', 'prompt_ids', 'decode_steps', 'start_decoding', 'generate', 'text_pieces', 'stream']
 
-# %% ../nbs/04_generation.ipynb #5789c0ba
+# %% ../nbs/04_generation.ipynb #6b379375
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -58,7 +58,7 @@ def draw(
     mass = probs.cumsum(-1).masked_fill(probs == 0, 0)
     return (mass > u[..., None] * mass.amax(-1, keepdim=True)).int().argmax(-1)
 
-# %% ../nbs/04_generation.ipynb #8c45422d
+# %% ../nbs/04_generation.ipynb #336f2a38
 def uniform(
     shape: torch.Size,  # of the result; its first dimension is the batch
     generator: torch.Generator
@@ -74,7 +74,7 @@ def uniform(
         )
     return torch.stack([torch.rand(shape[1:], generator=g) for g in generator])
 
-# %% ../nbs/04_generation.ipynb #53b2be4f
+# %% ../nbs/04_generation.ipynb #3e8695ec
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     "Refuse settings that mean nothing, with a message that says what would."
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
@@ -101,7 +101,7 @@ def next_token_probs(
         logits = logits.masked_fill(~top_p_mask(logits.softmax(-1), top_p), -math.inf)
     return logits.softmax(-1)
 
-# %% ../nbs/04_generation.ipynb #5cbe5f93
+# %% ../nbs/04_generation.ipynb #4499e6ae
 def sample(
     logits: Tensor,  # (..., V) scores of the next token, any float dtype
     temperature: float = 1.0,  # 0: greedy
@@ -162,7 +162,7 @@ def uncached_logits(
     windows = [ids[window_start(len(ids), C) :] for ids in histories.values()]
     return torch.cat([model(torch.tensor([window], device=device))[:, -1] for window in windows])
 
-# %% ../nbs/04_generation.ipynb #aecbbe24
+# %% ../nbs/04_generation.ipynb #392ee2e7
 def left_pad(
     windows: Sequence[Sequence[int]],  # B rows of ids
 ) -> tuple[Tensor, Tensor]:  # (B, T) int64 ids, (B,) int64 number of padded slots of each row
@@ -173,7 +173,7 @@ def left_pad(
         [[0] * pad + list(window) for pad, window in zip(padding, windows, strict=True)]
     ), torch.tensor(padding)
 
-# %% ../nbs/04_generation.ipynb #7d88072c
+# %% ../nbs/04_generation.ipynb #9e3e742f
 class CachedLogits:
     "The same logits as `uncached_logits`, remembering keys and values from call to call."
 
@@ -217,7 +217,7 @@ class CachedLogits:
         )
         return self.model(ids, cache=self.cache)[:, -1]
 
-# %% ../nbs/04_generation.ipynb #bd4ab123
+# %% ../nbs/04_generation.ipynb #97cc84db
 def row_generators(
     seed: int | Sequence[int] | None,  # one for all rows, one for each, or None: unpredictable
     batch_size: int,
@@ -233,7 +233,7 @@ def row_generators(
         generator.seed() if number is None else generator.manual_seed(number)
     return generators
 
-# %% ../nbs/04_generation.ipynb #f5f2334f
+# %% ../nbs/04_generation.ipynb #eb14f6b6
 def special_ids(
     tokenizer,  # with `special_tokens`: text -> id
     eos_token: str | Sequence[str] | None,  # names of special tokens
@@ -271,12 +271,12 @@ def prompt_ids(
         )
     return ids
 
-# %% ../nbs/04_generation.ipynb #639402c6
+# %% ../nbs/04_generation.ipynb #399e57b5
 def decode_steps(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],  # B prompts of at least one id each
     max_new_tokens: int,  # for each row
-    choose=partial(sample, temperature=0),  # (B, V) logits, generator=[B generators] -> (B,) ids
+    choose: Callable[..., Tensor] = sample,  # (B, V) logits, generator=[B generators] -> (B,) ids
     stop: Sequence[int] = (),  # ids that end a row
     seed: int | Sequence[int] | None = None,  # see `row_generators`
     use_cache: bool = True,  # False: read every window from its beginning
@@ -326,7 +326,7 @@ def start_decoding(
     choose = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     return decode_steps(model, ids, max_new_tokens, choose, stop, seed, use_cache, tokenizer.vocab_size)
 
-# %% ../nbs/04_generation.ipynb #e394f98a
+# %% ../nbs/04_generation.ipynb #749041a2
 def generate(
     model: nn.Module,  # model(ids, cache=None) -> (B, T, V) logits; new_cache(); config.context_length, config.vocab_size
     tokenizer,  # encode, decode, special_tokens, vocab_size
@@ -377,7 +377,7 @@ def text_pieces(
     if rest := tokenizer.decode(pending)[shown:]:
         yield rest
 
-# %% ../nbs/04_generation.ipynb #6d54089b
+# %% ../nbs/04_generation.ipynb #b6084d00
 def stream(
     model: nn.Module,
     tokenizer,
