@@ -58,12 +58,10 @@ def draw(
     mass = probs.cumsum(-1).masked_fill(probs == 0, 0)
     return (mass > u[..., None] * mass.amax(-1, keepdim=True)).int().argmax(-1)
 
-# %% ../nbs/04_generation.ipynb #336f2a38
+# %% ../nbs/04_generation.ipynb #d48d2460
 def uniform(
     shape: torch.Size,  # of the result; its first dimension is the batch
-    generator: torch.Generator
-    | Sequence[torch.Generator]
-    | None = None,  # on the CPU: one, or one for each row; None: torch's own
+    generator=None,  # torch.Generator on the CPU, or a list with one for each row; None: torch's own
 ) -> Tensor:  # float32 in [0, 1), on the CPU
     "Uniform random numbers, each row from its own generator if there are several."
     if generator is None or isinstance(generator, torch.Generator):
@@ -74,7 +72,7 @@ def uniform(
         )
     return torch.stack([torch.rand(shape[1:], generator=g) for g in generator])
 
-# %% ../nbs/04_generation.ipynb #3e8695ec
+# %% ../nbs/04_generation.ipynb #6321bd79
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     "Refuse settings that mean nothing, with a message that says what would."
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
@@ -101,15 +99,13 @@ def next_token_probs(
         logits = logits.masked_fill(~top_p_mask(logits.softmax(-1), top_p), -math.inf)
     return logits.softmax(-1)
 
-# %% ../nbs/04_generation.ipynb #4499e6ae
+# %% ../nbs/04_generation.ipynb #85458020
 def sample(
     logits: Tensor,  # (..., V) scores of the next token, any float dtype
     temperature: float = 1.0,  # 0: greedy
     top_k: int | None = None,  # keep this many of the likeliest tokens; 0 or None: all
     top_p: float | None = None,  # then keep the fewest that reach this mass; 1 or None: all
-    generator: torch.Generator
-    | Sequence[torch.Generator]
-    | None = None,  # on the CPU: one, or one for each row; None: torch's own
+    generator=None,  # torch.Generator on the CPU, or a list with one for each row; None: torch's own
 ) -> Tensor:  # (...) int64 ids
     """Choose one token for each row: temperature, then top-k, then top-p, then a draw.
 
@@ -162,7 +158,7 @@ def uncached_logits(
     windows = [ids[window_start(len(ids), C) :] for ids in histories.values()]
     return torch.cat([model(torch.tensor([window], device=device))[:, -1] for window in windows])
 
-# %% ../nbs/04_generation.ipynb #392ee2e7
+# %% ../nbs/04_generation.ipynb #8395f457
 def left_pad(
     windows: Sequence[Sequence[int]],  # B rows of ids
 ) -> tuple[Tensor, Tensor]:  # (B, T) int64 ids, (B,) int64 number of padded slots of each row
@@ -173,7 +169,7 @@ def left_pad(
         [[0] * pad + list(window) for pad, window in zip(padding, windows, strict=True)]
     ), torch.tensor(padding)
 
-# %% ../nbs/04_generation.ipynb #9e3e742f
+# %% ../nbs/04_generation.ipynb #7e1c9e34
 class CachedLogits:
     "The same logits as `uncached_logits`, remembering keys and values from call to call."
 
@@ -217,7 +213,7 @@ class CachedLogits:
         )
         return self.model(ids, cache=self.cache)[:, -1]
 
-# %% ../nbs/04_generation.ipynb #97cc84db
+# %% ../nbs/04_generation.ipynb #30912340
 def row_generators(
     seed: int | Sequence[int] | None,  # one for all rows, one for each, or None: unpredictable
     batch_size: int,
@@ -233,7 +229,7 @@ def row_generators(
         generator.seed() if number is None else generator.manual_seed(number)
     return generators
 
-# %% ../nbs/04_generation.ipynb #eb14f6b6
+# %% ../nbs/04_generation.ipynb #2b5cfdf2
 def special_ids(
     tokenizer,  # with `special_tokens`: text -> id
     eos_token: str | Sequence[str] | None,  # names of special tokens
@@ -253,9 +249,7 @@ def prompt_ids(
     model,  # with `config.vocab_size`
     tokenizer,  # with `encode`
     prompt: str,  # may be empty
-    start: Sequence[
-        int
-    ] = (),  # ids of the stop tokens; an empty prompt begins with the first, or else the first special token
+    start: Sequence[int] = (),  # an empty prompt begins with the first of these, or else of all special ids
 ) -> list[int]:  # at least one
     "Encode a prompt for this model."
     if not isinstance(prompt, str):
@@ -271,7 +265,7 @@ def prompt_ids(
         )
     return ids
 
-# %% ../nbs/04_generation.ipynb #399e57b5
+# %% ../nbs/04_generation.ipynb #33375a7a
 def decode_steps(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],  # B prompts of at least one id each
@@ -326,25 +320,23 @@ def start_decoding(
     choose = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     return decode_steps(model, ids, max_new_tokens, choose, stop, seed, use_cache, tokenizer.vocab_size)
 
-# %% ../nbs/04_generation.ipynb #749041a2
+# %% ../nbs/04_generation.ipynb #dbbeabc2
 def generate(
     model: nn.Module,  # model(ids, cache=None) -> (B, T, V) logits; new_cache(); config.context_length, config.vocab_size
     tokenizer,  # encode, decode, special_tokens, vocab_size
-    prompt: str
-    | Sequence[str] = "",  # one, or a batch of any lengths; an empty one begins with the first `eos_token`
+    prompt: str | Sequence[str] = "",  # one, or several of any lengths; an empty one begins with eos
     max_new_tokens: int = 256,  # for each prompt
     temperature: float = 1.0,  # 0: greedy
     top_k: int | None = None,  # 0 or None: all tokens
     top_p: float | None = None,  # 1 or None: all tokens
-    eos_token: str
-    | Sequence[str]
-    | None = "<|endoftext|>",  # special tokens that end a text; None: only the length does
-    seed: int | Sequence[int] | None = None,  # one for every row, or one each; None: unpredictable
+    eos_token: str | Sequence[str] | None = "<|endoftext|>",  # what ends a text; None: its length only
+    seed: int | Sequence[int] | None = None,  # one for all rows, or one each; None: unpredictable
     use_cache: bool = True,  # False: the slow way, for comparison
 ) -> str | list[str]:  # the new text, without prompt and stop token
     """Continue a prompt, or each of several.
 
-    The same seed gives the same text, alone or in a batch. To continue one prompt in several ways: `generate(model, tokenizer, [prompt] * 3, seed=[1, 2, 3])`.
+    The same seed gives the same text, alone or in a batch, up to near-ties that rounding may decide otherwise.
+    To continue one prompt in several ways: `generate(model, tokenizer, [prompt] * 3, seed=[1, 2, 3])`.
     Past the context length the window slides (`window_start`), with one warning.
     Raises `ValueError` for settings that mean nothing, before any token is computed.
     """
@@ -377,7 +369,7 @@ def text_pieces(
     if rest := tokenizer.decode(pending)[shown:]:
         yield rest
 
-# %% ../nbs/04_generation.ipynb #b6084d00
+# %% ../nbs/04_generation.ipynb #d1602a4a
 def stream(
     model: nn.Module,
     tokenizer,
