@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-# %% ../nbs/10_cli.ipynb #dfed06f1
+# %% ../nbs/10_cli.ipynb #cdca45bc
 def positional(
     name: str,  # as the help shows it
     **default,  # `default=...` if it may be left out
@@ -118,7 +118,7 @@ def existing(
         raise FileNotFoundError(f"no {what} {path}; make one with: llm_scratch {make}")
     return Path(path)
 
-# %% ../nbs/10_cli.ipynb #636451ce
+# %% ../nbs/10_cli.ipynb #453713ef
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
     "Learn a byte-level BPE tokenizer from a corpus or a text file."
@@ -144,7 +144,7 @@ class TrainTokenizer:
             f"{self.out}: {tokenizer.vocab_size:,} tokens, {len(merges):,} merges, {time.perf_counter() - start:.1f} s"
         )
 
-# %% ../nbs/10_cli.ipynb #01e74d7c
+# %% ../nbs/10_cli.ipynb #3b1a3221
 @dataclass(frozen=True, kw_only=True)
 class Encode:
     "Turn a text file into token ids (.npy), ready for training."
@@ -172,7 +172,7 @@ class Encode:
             f"{self.out}: {tokens:,} tokens, {size / tokens:.2f} bytes per token, {size / seconds / 1e6:.1f} MB/s"
         )
 
-# %% ../nbs/10_cli.ipynb #811ab414
+# %% ../nbs/10_cli.ipynb #7e5366e6
 @dataclass(frozen=True, kw_only=True)
 class Train:
     "Train a model: a preset, with any of its settings overridden."
@@ -259,7 +259,7 @@ class Demo:
 
     after_interrupt = "what was done is saved; go on with: {again}"
 
-# %% ../nbs/10_cli.ipynb #cd0b8ea5
+# %% ../nbs/10_cli.ipynb #d729fd9e
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     "Continue a prompt with a trained model; the text appears as it is written."
@@ -321,7 +321,7 @@ def info_system() -> dict[str, Any]:
         found["gpu"] = "Apple (mps)"
     return found | {"data": data_dir()}
 
-# %% ../nbs/10_cli.ipynb #96dbfdbd
+# %% ../nbs/10_cli.ipynb #7d10189e
 def info_tokenizer(path: Path) -> dict[str, Any]:
     from llm_scratch.tokenizer import Tokenizer
 
@@ -362,14 +362,14 @@ def info_text(path: Path) -> dict[str, Any]:
             tail = (tail + block)[-len(END) + 1 :]
     return {"what": "text", "bytes": f"{size:,}", "documents": f"{documents:,} ends of text"}
 
-# %% ../nbs/10_cli.ipynb #05fa8bba
+# %% ../nbs/10_cli.ipynb #ab3f401d
 def chosen(config: Any) -> str:
     "The fields of a configuration that are not at their defaults."
     return ", ".join(
         f"{f.name} {getattr(config, f.name)}" for f in fields(config) if getattr(config, f.name) != f.default
     )
 
-# %% ../nbs/10_cli.ipynb #bcb48232
+# %% ../nbs/10_cli.ipynb #848be62a
 def info_run(path: Path) -> dict[str, Any]:
     from math import prod
 
@@ -396,7 +396,7 @@ def info_run(path: Path) -> dict[str, Any]:
         found["validation loss"] = f"last {losses[-1]:.3f}, best {min(losses):.3f} nats/token"
     return found | {"checkpoints": ", ".join(c.name for c in saved) or "none"}
 
-# %% ../nbs/10_cli.ipynb #600e4d51
+# %% ../nbs/10_cli.ipynb #1c01f99f
 @dataclass(frozen=True, kw_only=True)
 class Info:
     "Say what a run, tokenizer, token file or text is; without one, describe this installation."
@@ -423,7 +423,7 @@ class Info:
             for part in ("train", "valid")
         }
 
-# %% ../nbs/10_cli.ipynb #0fa8b8ec
+# %% ../nbs/10_cli.ipynb #19caeaa3
 COMMANDS = {
     command_name(c): c for c in (Demo, Download, TrainTokenizer, Encode, Train, Generate, Experiment, Info)
 }
@@ -457,7 +457,7 @@ def complain(
         return text, 2
     return f"{type(error).__name__}: {text} (this looks like a bug; LLM_SCRATCH_DEBUG=1 shows where)", 1
 
-# %% ../nbs/10_cli.ipynb #8f5e3120
+# %% ../nbs/10_cli.ipynb #d3b438bc
 def main(
     argv: list[str] | None = None,  # arguments after the program's name; None: the real ones
 ) -> (
@@ -482,7 +482,7 @@ def main(
         print(f"llm_scratch: error: {line}", file=sys.stderr)
         return code
 
-# %% ../nbs/10_cli.ipynb #ab9cb02b
+# %% ../nbs/10_cli.ipynb #b1cf5f75
 def dispatch(name: str, args: list[str]) -> int:
     "Find the command, let it read its arguments, run it."
     if name in ("-h", "--help", "help"):
