@@ -11,7 +11,7 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'perplexity', 'SGD', 'adamw_
            'DeviceMismatch', 'loss_and_gradients', 'check_device', 'make_adamw', 'random_state', 'restore_random_state',
            'Job', 'train', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
-# %% ../nbs/03_training.ipynb #22ca68b8
+# %% ../nbs/03_training.ipynb #55ba4d76
 import base64
 import copy
 import hashlib
@@ -33,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class CrossEntropy(torch.autograd.Function):
         p.scatter_(-1, index, p.gather(-1, index) - 1)
         return p.mul_(grad.unsqueeze(-1)).to(logits.dtype), None
 
-# %% ../nbs/03_training.ipynb #d2a0ea52
+# %% ../nbs/03_training.ipynb #03a36f77
 def cross_entropy(
     logits: Tensor,  # (..., V) unnormalized log-probabilities, any float dtype
     targets: Tensor,  # (...) int64, the token that came
@@ -282,7 +283,7 @@ def get_batch(
     windows = windows.to(device, non_blocking=True)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
-# %% ../nbs/03_training.ipynb #77870eac
+# %% ../nbs/03_training.ipynb #bfcab50d
 def refuse_impossible(config: "TrainConfig") -> None:
     "Raises `ValueError` naming the first field that cannot be."
     c = config
@@ -323,7 +324,7 @@ def refuse_impossible(config: "TrainConfig") -> None:
         if not holds:
             raise ValueError(rule.replace("c.", ""))
 
-# %% ../nbs/03_training.ipynb #616b6dfc
+# %% ../nbs/03_training.ipynb #599d8ac9
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     "How to train: together with the model, its tokens and the code this decides every weight."
@@ -379,7 +380,7 @@ class TrainConfig:
     def saves_at(self, step: int) -> bool:
         return step % self.checkpoint_every == 0 or self.evaluates_at(step)
 
-# %% ../nbs/03_training.ipynb #8dda41f1
+# %% ../nbs/03_training.ipynb #b06ab8cb
 def choose_device(
     name: str = "auto",  # auto, cpu, cuda, cuda:1, mps
 ) -> torch.device:
@@ -568,7 +569,7 @@ def pack_optimizer(
     groups = [{k: v for k, v in group.items() if k != "params"} for group in packed["param_groups"]]
     return tensors, {"groups": groups, "scalars": scalars}
 
-# %% ../nbs/03_training.ipynb #2f293ce5
+# %% ../nbs/03_training.ipynb #b05c8fbd
 def unpack_optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -623,7 +624,7 @@ def require_same(
         fields = ", ".join(f"{k} is {saved[k]!r} there and {wanted[k]!r} here" for k in different)
         raise ConfigMismatch(f"{where} has another configuration: {fields}")
 
-# %% ../nbs/03_training.ipynb #5c5753d7
+# %% ../nbs/03_training.ipynb #17e3d399
 def config_of(model: nn.Module) -> dict | None:
     "The model's configuration as JSON would give it back."
     config = getattr(unwrap(model), "config", None)
@@ -643,7 +644,7 @@ def require_same(
         fields = ", ".join(f"{k} is {saved[k]!r} there and {wanted[k]!r} here" for k in different)
         raise ConfigMismatch(f"{where} has another configuration: {fields}")
 
-# %% ../nbs/03_training.ipynb #4eb1948a
+# %% ../nbs/03_training.ipynb #908ff557
 def save_checkpoint(
     folder: str | Path,  # checkpoint to make or to replace
     model: nn.Module,
@@ -665,6 +666,8 @@ def save_checkpoint(
             state = json.loads(json.dumps(state))
             text = json.dumps(state | {"sha256": digests(out, state)}, indent=1)
             (out / "state.json").write_text(text, encoding="utf-8")
+            for file in out.iterdir():  # safetensors lets nobody else read; the folder's owner decides
+                shutil.copymode(out / "state.json", file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"could not write the checkpoint {folder} ({error}): make room on the disk, or choose another folder, "
@@ -672,7 +675,7 @@ def save_checkpoint(
         ) from error
     return folder
 
-# %% ../nbs/03_training.ipynb #f4813aea
+# %% ../nbs/03_training.ipynb #894e7cb4
 def read_state(
     folder: str | Path,  # a checkpoint
 ) -> dict:  # its state.json
@@ -690,7 +693,7 @@ def read_state(
         )
     return state
 
-# %% ../nbs/03_training.ipynb #8d318d3d
+# %% ../nbs/03_training.ipynb #d66df46b
 def load_checkpoint(
     folder: str | Path,  # a checkpoint
     model: nn.Module | None = None,  # gets the weights
@@ -736,7 +739,7 @@ def read_metrics(
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
-# %% ../nbs/03_training.ipynb #6094e377
+# %% ../nbs/03_training.ipynb #adf528fd
 def find_checkpoint(
     run_dir: str | Path,
     which: Literal["last", "best"] = "last",  # newest, or lowest validation loss
@@ -752,7 +755,7 @@ def find_checkpoint(
     ]
     return there[min(scored)[1] if which == "best" and scored else max(there)]
 
-# %% ../nbs/03_training.ipynb #75911136
+# %% ../nbs/03_training.ipynb #210016c6
 FREE = {
     "log_every",
     "eval_every",
@@ -840,7 +843,7 @@ def prune(
         if old.name != f"step_{best:08d}":
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old.tmp")))
 
-# %% ../nbs/03_training.ipynb #244c2853
+# %% ../nbs/03_training.ipynb #cdd2f365
 class RunFolder:
     "A run on disk: config.json, metrics.jsonl and checkpoints. With `path=None` nothing is kept."
 
@@ -853,64 +856,76 @@ class RunFolder:
         if self.path:
             claim_folder(self.path, settings, resume, overwrite)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-        "Loads the newest whole checkpoint and cuts the metrics off there. Returns its state, {} to begin with."
-        if not self.path:
-            return {}
-        self.last, state = newest_whole(self.path, model, optimizer)
-        records = cut_metrics(self.path, state.get("step", 0))
-        self.best = min([self.best, *((r["valid_loss"], r["step"]) for r in records if "valid_loss" in r)])
-        self.metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
-        if find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
+# %% ../nbs/03_training.ipynb #16e74496
+@patch
+def restore(self: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    "Loads the newest whole checkpoint and cuts the metrics off there. Returns its state, {} to begin with."
+    if not self.path:
+        return {}
+    self.last, state = newest_whole(self.path, model, optimizer)
+    records = cut_metrics(self.path, state.get("step", 0))
+    self.best = min([self.best, *((r["valid_loss"], r["step"]) for r in records if "valid_loss" in r)])
+    self.metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
+    if find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(self.path / "tensorboard", purge_step=state.get("step", 0) + 1)
-        if state and records and records[-1]["step"] == state["step"]:
-            state["record"] = None  # already written
-        return state
+        self.board = SummaryWriter(self.path / "tensorboard", purge_step=state.get("step", 0) + 1)
+    if state and records and records[-1]["step"] == state["step"]:
+        state["record"] = None  # already written
+    return state
 
-    def log(self, record: dict) -> None:
-        "Adds a record to metrics.jsonl and to TensorBoard."
-        self.best = min(self.best, (record.get("valid_loss", math.inf), record["step"]))
-        if not self.path:
-            return
-        line = json.dumps(record).encode() + b"\n"
-        try:
-            if self.metrics.write(line) != len(line):
-                raise OSError("No space left on device")
-        except OSError as error:
-            raise TrainingError(
-                f"could not write {self.metrics.name} ({error}): make room, then resume"
-            ) from error
-        for name in record.keys() - {"step"} if self.board else ():
-            self.board.add_scalar(name, record[name], record["step"])
+# %% ../nbs/03_training.ipynb #3c96e1d6
+@patch
+def log(self: RunFolder, record: dict) -> None:
+    "Adds a record to metrics.jsonl and to TensorBoard."
+    self.best = min(self.best, (record.get("valid_loss", math.inf), record["step"]))
+    if not self.path:
+        return
+    line = json.dumps(record).encode() + b"\n"
+    try:
+        if self.metrics.write(line) != len(line):
+            raise OSError("No space left on device")
+    except OSError as error:
+        raise TrainingError(
+            f"could not write {self.metrics.name} ({error}): make room, then resume"
+        ) from error
+    for name in record.keys() - {"step"} if self.board else ():
+        self.board.add_scalar(name, record[name], record["step"])
 
-    def ours(self) -> bool:
-        "Is this still the run in the folder? Not if another has been started there since."
-        path = self.path and self.path / "metrics.jsonl"
-        return bool(path and path.exists() and os.path.samestat(path.stat(), os.fstat(self.metrics.fileno())))
+# %% ../nbs/03_training.ipynb #93b510d2
+@patch
+def ours(self: RunFolder) -> bool:
+    "Is this still the run in the folder? Not if another has been started there since."
+    path = self.path and self.path / "metrics.jsonl"
+    return bool(path and path.exists() and os.path.samestat(path.stat(), os.fstat(self.metrics.fileno())))
 
-    def save(self, job: "Job", step: int, record: dict | None) -> None:
-        "Writes a checkpoint, unless there is one of this step, and removes old ones."
-        name = f"step_{step:08d}"
-        if not self.path or self.last and self.last.name == name:
-            return
-        if not self.ours():
-            raise TrainingError(f"another run was started in {self.path}: this one stops")
-        os.fsync(self.metrics.fileno())
-        state = job.state(step, record)
-        self.last = save_checkpoint(self.path / "checkpoints" / name, job.model, job.optimizer, state)
-        prune(self.path, self.keep, self.best[1])
 
-    def save_on_leaving(self, job: "Job", step: int, record: dict | None) -> None:
-        "`save`, if the folder is still this run's and the weights are worth it."
-        with suppress(FloatingPointError):
-            if self.ours():
-                self.save(job, step, record)
+@patch
+def save(self: RunFolder, job: "Job", step: int, record: dict | None) -> None:
+    "Writes a checkpoint, unless there is one of this step, and removes old ones."
+    name = f"step_{step:08d}"
+    if not self.path or self.last and self.last.name == name:
+        return
+    if not self.ours():
+        raise TrainingError(f"another run was started in {self.path}: this one stops")
+    os.fsync(self.metrics.fileno())
+    state = job.state(step, record)
+    self.last = save_checkpoint(self.path / "checkpoints" / name, job.model, job.optimizer, state)
+    prune(self.path, self.keep, self.best[1])
 
-    def close(self) -> None:
-        for file in filter(None, (self.metrics, self.board)):
-            file.close()
+
+@patch
+def save_on_leaving(self: RunFolder, job: "Job", step: int, record: dict | None) -> None:
+    "`save`, if the folder is still this run's and the weights are worth it."
+    with suppress(FloatingPointError):
+        if self.ours():
+            self.save(job, step, record)
+
+
+@patch
+def close(self: RunFolder) -> None:
+    for file in filter(None, (self.metrics, self.board)):
+        file.close()
 
 # %% ../nbs/03_training.ipynb #f8f7bd2a
 class Diverged(TrainingError):
@@ -924,7 +939,7 @@ class Diverged(TrainingError):
         )
         self.step, self.checkpoint = step, checkpoint
 
-# %% ../nbs/03_training.ipynb #23253e70
+# %% ../nbs/03_training.ipynb #e0c4be38
 class Meter:
     "Averages loss and gradient norm where they are computed, so that only a report waits for the device."
 
@@ -1041,7 +1056,7 @@ def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config.weight_decay)
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
-# %% ../nbs/03_training.ipynb #964bb46a
+# %% ../nbs/03_training.ipynb #64c39ff1
 def random_state(device: torch.device) -> dict[str, str]:
     "torch's random number generators, of the CPU and of the device, as text."
     states = {"cpu": torch.get_rng_state()}
@@ -1059,7 +1074,7 @@ def restore_random_state(states: dict[str, str], device: torch.device) -> None:
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type])
 
-# %% ../nbs/03_training.ipynb #d3f413bc
+# %% ../nbs/03_training.ipynb #d618296a
 class Job:
     "What a run has in memory: the model on its device, optimizer, precision and checked tokens."
 
@@ -1098,49 +1113,59 @@ class Job:
             )
             self.forward = compiled(self.model, like, self.dtype)
 
-    def settings(self) -> dict:
-        "config.json."
-        data = {"train_tokens": len(self.train_ids)}
-        return {"train": asdict(self.config), "model": config_of(self.model), "data": data}
+# %% ../nbs/03_training.ipynb #0727a97e
+@patch
+def settings(self: Job) -> dict:
+    "config.json."
+    data = {"train_tokens": len(self.train_ids)}
+    return {"train": asdict(self.config), "model": config_of(self.model), "data": data}
 
-    def evaluate(self, step: int) -> dict:
-        "What validation adds to the record of a step; {} if none is due."
-        if self.valid_ids is None or not self.config.evaluates_at(step):
-            return {}
-        found = evaluate(
-            self.model, self.valid_ids, self.length, self.config.eval_batch_size, self.valid_bytes, self.dtype
-        )
-        return {"valid_loss": found["loss"]} | {k: found[k] for k in found if k == "bits_per_byte"}
 
-    def step(self, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        "`train_step` with this run's settings."
-        c = self.config
-        return train_step(
-            self.forward, self.optimizer, inputs, targets, lr, c.clip, c.accumulation, self.dtype, self.scaler
-        )
+@patch
+def step(self: Job, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    "`train_step` with this run's settings."
+    c = self.config
+    return train_step(
+        self.forward, self.optimizer, inputs, targets, lr, c.clip, c.accumulation, self.dtype, self.scaler
+    )
 
-    def state(self, step: int, record: dict | None) -> dict:
-        "What state.json needs to go on from here as if nothing had happened."
-        meter = {"totals": self.meter.read(), "seconds": self.meter.seconds, "interval": self.meter.interval}
-        record = record if record and record["step"] == step else None  # not yet written
-        return {
-            "step": step,
-            "record": record,
-            "meter": meter,
-            "scaler": self.scaler.state_dict(),
-            "rng": random_state(self.device),
-        }
 
-    def restore(self, state: dict) -> tuple[int, dict | None]:
-        "Step and record of a saved state; (0, None) for an empty one."
-        if not state:
-            return 0, None
-        self.meter.totals.copy_(torch.tensor(state["meter"]["totals"]))
-        self.meter.seconds, self.meter.interval = state["meter"]["seconds"], state["meter"]["interval"]
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        restore_random_state(state["rng"], self.device)
-        return state["step"], state["record"]
+@patch
+def evaluate(self: Job, step: int) -> dict:
+    "What validation adds to the record of a step; {} if none is due."
+    if self.valid_ids is None or not self.config.evaluates_at(step):
+        return {}
+    found = evaluate(
+        self.model, self.valid_ids, self.length, self.config.eval_batch_size, self.valid_bytes, self.dtype
+    )
+    return {"valid_loss": found["loss"]} | {k: found[k] for k in found if k == "bits_per_byte"}
+
+# %% ../nbs/03_training.ipynb #03c0b9b7
+@patch
+def state(self: Job, step: int, record: dict | None) -> dict:
+    "What state.json needs to go on from here as if nothing had happened."
+    meter = {"totals": self.meter.read(), "seconds": self.meter.seconds, "interval": self.meter.interval}
+    record = record if record and record["step"] == step else None  # not yet written
+    return {
+        "step": step,
+        "record": record,
+        "meter": meter,
+        "scaler": self.scaler.state_dict(),
+        "rng": random_state(self.device),
+    }
+
+
+@patch
+def restore(self: Job, state: dict) -> tuple[int, dict | None]:
+    "Step and record of a saved state; (0, None) for an empty one."
+    if not state:
+        return 0, None
+    self.meter.totals.copy_(torch.tensor(state["meter"]["totals"]))
+    self.meter.seconds, self.meter.interval = state["meter"]["seconds"], state["meter"]["interval"]
+    if self.scaler.is_enabled():
+        self.scaler.load_state_dict(state["scaler"])
+    restore_random_state(state["rng"], self.device)
+    return state["step"], state["record"]
 
 # %% ../nbs/03_training.ipynb #e94f3e74
 def train(
@@ -1183,7 +1208,7 @@ def train(
     finally:
         run.close()
 
-# %% ../nbs/03_training.ipynb #188b3b06
+# %% ../nbs/03_training.ipynb #f2cb8d8b
 def progress(
     records: Iterable[dict],  # from `train`
     total: int,  # steps
@@ -1202,12 +1227,13 @@ def progress(
             bar.set_postfix(shown | {"tokens/s": f"{record['tokens_per_s']:,.0f}"})
             yield record
 
-# %% ../nbs/03_training.ipynb #8196cf4b
+# %% ../nbs/03_training.ipynb #0454a479
 def draw_curve(
     ax,  # matplotlib axes
     records: list[dict],
     key: str,  # field of the records to draw; those without it are left out
     label: str = "",  # stands at the end of the curve, before the last value
+    va: str = "center",  # where the label stands: center, top (below the end) or bottom (above it)
     **style,
 ) -> None:
     "A curve over the steps, with its name and last value at its end."
@@ -1216,10 +1242,10 @@ def draw_curve(
         (line,) = ax.plot(*zip(*points, strict=True), **style)
         text = f"{label} {points[-1][1]:.3g}".strip()
         ax.annotate(
-            text, points[-1], xytext=(6, 0), textcoords="offset points", va="center", color=line.get_color()
+            text, points[-1], xytext=(6, 0), textcoords="offset points", va=va, color=line.get_color()
         )
 
-# %% ../nbs/03_training.ipynb #bad3ab93
+# %% ../nbs/03_training.ipynb #d321fce9
 def plot_metrics(
     records: Iterable[dict] | str | Path,  # records of `train`, or a run's folder
     path: str | Path | None = None,  # where to save the picture as well
@@ -1228,19 +1254,26 @@ def plot_metrics(
     "Loss, gradient norm and learning rate over the steps of a run, one below the other."
     import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     records = read_metrics(records) if isinstance(records, str | Path) else list(records)
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(6.8, 5.2), layout="constrained", dpi=100)
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2.4, 1, 1))
-        draw_curve(top, records, "loss", "training", color="#7fb2dd", lw=1.2)
-        draw_curve(top, records, "valid_loss", "validation", color="#10487f", marker="o", ms=4, lw=1.2)
+        ends = {
+            k: next((r[k] for r in reversed(records) if k in r), math.inf) for k in ("loss", "valid_loss")
+        }
+        sides = ("top", "bottom") if ends["loss"] < ends["valid_loss"] else ("bottom", "top")
+        draw_curve(top, records, "loss", "training", sides[0], color="#7fb2dd", lw=1.2)
+        draw_curve(
+            top, records, "valid_loss", "validation", sides[1], color="#10487f", marker="o", ms=4, lw=1.2
+        )
         draw_curve(middle, records, "grad_norm", color="#c2571a", lw=1)
-        draw_curve(bottom, records, "lr", color="#3f7f3f", lw=1.2)
+        draw_curve(bottom, records, "lr", va="bottom", color="#3f7f3f", lw=1.2)
         if baseline is not None:
             top.axhline(baseline, ls=":", color="0.5")
             top.text(
-                1,
+                0.98,
                 baseline,
                 "a guess: ln V",
                 color="0.4",
@@ -1250,7 +1283,13 @@ def plot_metrics(
             )
         top.set_ylabel("loss [nats/token]")
         middle.set(ylabel="gradient norm", yscale="log")
-        bottom.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
+        middle.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        middle.yaxis.set_major_formatter("{x:g}")
+        middle.yaxis.set_minor_formatter("")
+        bottom.set(
+            ylabel="learning rate", xlabel="step", xlim=(0, max(r["step"] for r in records)), ylim=(0, None)
+        )
+        top.margins(y=0.1)
         for ax in (top, middle, bottom):
             ax.grid(axis="y", color="0.92", lw=0.8)
             ax.set_axisbelow(True)

@@ -19,8 +19,11 @@ TIMINGS = ("seconds", "tokens_per_s")
 WRITES = ("save_file", "os.fsync", "os.replace", "shutil.rmtree", "write_text")  # moments inside a checkpoint
 
 
-def run(folder, kill_at=None):
-    "Trains a tiny model in `folder`, resuming what is there. `kill_at`: the write at which this process dies."
+def run(folder, kill_at=None, largest_file=None):
+    """Trains a tiny model in `folder`, resuming what is there.
+
+    `kill_at`: the write at which this process dies. `largest_file`: bytes; writing beyond fails as on a full disk.
+    """
     import torch
 
     from llm_scratch import training
@@ -55,8 +58,17 @@ def run(folder, kill_at=None):
     config = training.TrainConfig(
         steps=60, batch_size=4, lr=0.01, log_every=4, eval_every=20, checkpoint_every=9, keep_checkpoints=1
     )
-    for _ in training.train(model, ids, config, ids[:400], folder, resume=True, valid_bytes=900):
-        pass
+    if largest_file:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    try:
+        for _ in training.train(model, ids, config, ids[:400], folder, resume=True, valid_bytes=900):
+            pass
+    except training.CheckpointError as error:
+        sys.exit(28 if "make room" in str(error) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     (Path(folder) / "writes").write_bytes(str(writes).encode())
 
 
@@ -64,9 +76,8 @@ def run(folder, kill_at=None):
 def start():
     "Starts `run` in a process of its own; cheaply, since torch has been imported there."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torch.utils.tensorboard", "llm_scratch.training", "llm_scratch.model"]
-    )
+    modules = ("torch._dynamo", "torch.utils.tensorboard", "llm_scratch.training", "llm_scratch.model")
+    context.set_forkserver_preload([*modules])
 
     def start(*args):
         process = context.Process(target=run, args=args)
@@ -126,7 +137,7 @@ def test_killed_in_every_write_of_a_checkpoint(start, whole, tmp_path):
     writes = int((whole / "writes").read_text())
     folder = tmp_path / "run"
     middle = writes // 2
-    for write in range(middle, middle + 10):  # a checkpoint is fewer than ten writes
+    for write in range(middle, middle + 14):  # as many as one checkpoint takes, pruning included
         process = start(folder, write)
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
@@ -141,7 +152,49 @@ def test_killed_again_and_again(start, whole, tmp_path):
     seed = random.randrange(1 << 30)
     dice, folder = random.Random(seed), tmp_path / "run"
     for _ in range(12):
-        process = start(folder, dice.randrange(1, 30))
+        process = start(folder, dice.randrange(1, 60))
         process.join(120)
     finish(start, folder)
     assert result(folder) == result(whole), f"writes of seed {seed}"
+
+
+def test_full_disk(start, whole, tmp_path):
+    "A checkpoint that does not fit: a clear error, nothing half written, and resumed when there is room again."
+    whole, _ = whole
+    folder = tmp_path / "run"
+    for room in (10_000, 30_000):  # too little for the weights; enough for them, too little for the optimizer
+        process = start(folder, None, room)
+        process.join(120)
+        assert process.exitcode == 28
+        assert not list((folder / "checkpoints").iterdir())
+    finish(start, folder)
+    assert result(folder) == result(whole)
+
+
+def test_ctrl_c_saves(start, whole, tmp_path):
+    whole, seconds = whole
+    folder = tmp_path / "run"
+    process = start(folder)
+    while process.exitcode is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.001)
+    time.sleep(random.uniform(0.05, 0.4) * seconds)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode == 130
+    assert list((folder / "checkpoints").glob("step_*")) and not list(folder.rglob(".*"))
+    finish(start, folder)
+    assert result(folder) == result(whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_while_logging(tmp_path):
+    from llm_scratch.training import RunFolder, TrainConfig, TrainingError
+
+    folder = RunFolder(tmp_path / "run", {"train": vars(TrainConfig())})
+    folder.restore(None, None)
+    folder.close()
+    with (
+        open("/dev/full", "ab", buffering=0) as folder.metrics,
+        pytest.raises(TrainingError, match="make room"),
+    ):
+        folder.log({"step": 1, "loss": 1.0})
