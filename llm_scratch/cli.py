@@ -229,10 +229,11 @@ class Experiment:
 
     study: str = positional("STUDY", default="")  # name of a study; leave it out for a list
     root: Path = Path("runs")  # each run's folder is ROOT/NAME
+    record: Path | None = None  # write results, device and versions to this JSON file as well
     list: bool = False  # list the studies and their presets, run nothing
 
     def run(self):
-        from llm_scratch.experiments import PRESETS, STUDIES, results_table, sweep
+        from llm_scratch.experiments import PRESETS, STUDIES, results_table, save_record, sweep
 
         if self.list or not self.study:
             width = max(map(len, STUDIES))
@@ -240,7 +241,10 @@ class Experiment:
         elif self.study not in STUDIES:
             raise UsageError(f"no study {self.study!r}; there are: {', '.join(STUDIES)}")
         else:
-            print(results_table(sweep([PRESETS[name] for name in STUDIES[self.study]], self.root)))
+            rows = sweep([PRESETS[name] for name in STUDIES[self.study]], self.root)
+            print(results_table(rows))
+            if self.record is not None:
+                save_record(rows, self.record, f"llm_scratch experiment {self.study}")
 
     after_interrupt = "what was done is saved; go on with: {again}"
 

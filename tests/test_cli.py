@@ -440,6 +440,8 @@ def test_experiment(cli, here, monkeypatch):
     table = lambda text: [line for line in text.splitlines() if line.startswith("|")]
     assert table(cli("experiment pair")[1]) == table(out)
     assert Path("runs/one/metrics.jsonl").stat().st_mtime_ns == stamp
+    assert cli("experiment pair --record results/pair.json")[0] == 0
+    assert [row["name"] for row in experiments.load_record("results/pair.json")["rows"]] == ["one", "two"]
 
 
 def test_demo(cli, here, monkeypatch):
