@@ -11,13 +11,14 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'perplexity', 'SGD', 'adamw_
            'DeviceMismatch', 'loss_and_gradients', 'check_device', 'make_adamw', 'random_state', 'restore_random_state',
            'Job', 'train', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
-# %% ../nbs/03_training.ipynb #55ba4d76
+# %% ../nbs/03_training.ipynb #50300484
 import base64
 import copy
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -61,7 +62,7 @@ class CrossEntropy(torch.autograd.Function):
         p.scatter_(-1, index, p.gather(-1, index) - 1)
         return p.mul_(grad.unsqueeze(-1)).to(logits.dtype), None
 
-# %% ../nbs/03_training.ipynb #03a36f77
+# %% ../nbs/03_training.ipynb #2229aedc
 def cross_entropy(
     logits: Tensor,  # (..., V) unnormalized log-probabilities, any float dtype
     targets: Tensor,  # (...) int64, the token that came
@@ -283,48 +284,38 @@ def get_batch(
     windows = windows.to(device, non_blocking=True)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
-# %% ../nbs/03_training.ipynb #bfcab50d
+# %% ../nbs/03_training.ipynb #1fe42dfb
 def refuse_impossible(config: "TrainConfig") -> None:
-    "Raises `ValueError` naming the first field that cannot be."
-    c = config
-    counts = (
-        "steps batch_size accumulation log_every eval_every eval_batch_size checkpoint_every keep_checkpoints"
-    )
-    for name in counts.split():
-        if getattr(c, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(c, name)}")
-    for name, allowed in (
-        ("schedule", ("cosine", "wsd", "constant")),
-        ("precision", ("auto", "fp32", "bf16", "fp16")),
-    ):
-        if getattr(c, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(c, name)!r}")
+    "Raises `ValueError` with the first rule that is broken and the values of the fields it names."
+    c, counts = config, ("steps", "batch_size", "accumulation", "log_every", "eval_every")
+    counts += ("eval_batch_size", "checkpoint_every", "keep_checkpoints")
     plateau = c.steps - (math.ceil(c.decay * c.steps) if c.schedule == "wsd" else 1)
     for holds, rule in (
+        *((getattr(c, name) >= 1, f"{name} must be at least 1") for name in counts),
+        (c.context_length is None or c.context_length >= 1, "context_length must be at least 1"),
+        (c.schedule in ("cosine", "wsd", "constant"), "schedule must be 'cosine', 'wsd' or 'constant'"),
         (
-            c.context_length is None or c.context_length >= 1,
-            f"context_length must be at least 1, got {c.context_length}",
+            c.precision in ("auto", "fp32", "bf16", "fp16"),
+            "precision must be 'auto', 'fp32', 'bf16' or 'fp16'",
         ),
-        (0 < c.lr < math.inf, f"lr must be positive and finite, got {c.lr}"),
-        (c.lr_min is None or 0 <= c.lr_min <= c.lr, f"lr_min must lie between 0 and {c.lr=}, got {c.lr_min}"),
-        (0 < c.decay <= 1, f"decay is a share of the steps, above 0 and up to 1, got {c.decay}"),
+        (0 < c.lr < math.inf, "lr must be positive and finite"),
+        (c.lr_min is None or 0 <= c.lr_min <= c.lr, "lr_min must lie between 0 and lr"),
+        (0 < c.decay <= 1, "decay must be a share, above 0 and up to 1"),
         (
             0 <= c.warmup_steps <= plateau,
-            f"warmup={c.warmup_steps} leaves nothing of {c.steps=}: warm up for {plateau} at most",
+            f"warmup must lie between 0 and {plateau}, so that it fits into steps",
         ),
-        (all(0 <= b < 1 for b in c.betas), f"betas must lie in [0, 1), got {c.betas}"),
-        (
-            c.eps > 0 and c.weight_decay >= 0,
-            f"eps must be positive, weight_decay not negative, got {c.eps}, {c.weight_decay}",
-        ),
-        (c.clip is None or c.clip > 0, f"clip must be positive, or None for no limit, got {c.clip}"),
-        (c.batch_size % c.accumulation == 0, f"{c.accumulation=} does not divide {c.batch_size=}"),
-        (0 <= c.seed < 1 << 64, f"seed must lie between 0 and 2**64 - 1, got {c.seed}"),
+        (all(0 <= beta < 1 for beta in c.betas), "betas must lie between 0 and 1, 1 excluded"),
+        (c.eps > 0 and c.weight_decay >= 0, "eps must be positive and weight_decay not negative"),
+        (c.clip is None or c.clip > 0, "clip must be positive, or None for no limit"),
+        (c.batch_size % c.accumulation == 0, "accumulation must divide batch_size"),
+        (0 <= c.seed < 1 << 64, "seed must lie between 0 and 2**64 - 1"),
     ):
         if not holds:
-            raise ValueError(rule.replace("c.", ""))
+            values = [f"{k}={v!r}" for k, v in asdict(c).items() if k in re.findall(r"\w+", rule)]
+            raise ValueError(f"{rule}; got {', '.join(values)}")
 
-# %% ../nbs/03_training.ipynb #599d8ac9
+# %% ../nbs/03_training.ipynb #f102b0ef
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     "How to train: together with the model, its tokens and the code this decides every weight."
@@ -380,7 +371,7 @@ class TrainConfig:
     def saves_at(self, step: int) -> bool:
         return step % self.checkpoint_every == 0 or self.evaluates_at(step)
 
-# %% ../nbs/03_training.ipynb #b06ab8cb
+# %% ../nbs/03_training.ipynb #a163438f
 def choose_device(
     name: str = "auto",  # auto, cpu, cuda, cuda:1, mps
 ) -> torch.device:
@@ -569,7 +560,7 @@ def pack_optimizer(
     groups = [{k: v for k, v in group.items() if k != "params"} for group in packed["param_groups"]]
     return tensors, {"groups": groups, "scalars": scalars}
 
-# %% ../nbs/03_training.ipynb #b05c8fbd
+# %% ../nbs/03_training.ipynb #1da9bf30
 def unpack_optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -624,7 +615,7 @@ def require_same(
         fields = ", ".join(f"{k} is {saved[k]!r} there and {wanted[k]!r} here" for k in different)
         raise ConfigMismatch(f"{where} has another configuration: {fields}")
 
-# %% ../nbs/03_training.ipynb #17e3d399
+# %% ../nbs/03_training.ipynb #b8409619
 def config_of(model: nn.Module) -> dict | None:
     "The model's configuration as JSON would give it back."
     config = getattr(unwrap(model), "config", None)
@@ -675,7 +666,7 @@ def save_checkpoint(
         ) from error
     return folder
 
-# %% ../nbs/03_training.ipynb #894e7cb4
+# %% ../nbs/03_training.ipynb #a5f1d4ea
 def read_state(
     folder: str | Path,  # a checkpoint
 ) -> dict:  # its state.json
@@ -693,7 +684,7 @@ def read_state(
         )
     return state
 
-# %% ../nbs/03_training.ipynb #d66df46b
+# %% ../nbs/03_training.ipynb #214452aa
 def load_checkpoint(
     folder: str | Path,  # a checkpoint
     model: nn.Module | None = None,  # gets the weights
@@ -739,7 +730,7 @@ def read_metrics(
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
-# %% ../nbs/03_training.ipynb #adf528fd
+# %% ../nbs/03_training.ipynb #273d6560
 def find_checkpoint(
     run_dir: str | Path,
     which: Literal["last", "best"] = "last",  # newest, or lowest validation loss
@@ -755,7 +746,7 @@ def find_checkpoint(
     ]
     return there[min(scored)[1] if which == "best" and scored else max(there)]
 
-# %% ../nbs/03_training.ipynb #210016c6
+# %% ../nbs/03_training.ipynb #ac42abff
 FREE = {
     "log_every",
     "eval_every",
@@ -843,7 +834,7 @@ def prune(
         if old.name != f"step_{best:08d}":
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old.tmp")))
 
-# %% ../nbs/03_training.ipynb #cdd2f365
+# %% ../nbs/03_training.ipynb #9e7da2d9
 class RunFolder:
     "A run on disk: config.json, metrics.jsonl and checkpoints. With `path=None` nothing is kept."
 
@@ -856,7 +847,7 @@ class RunFolder:
         if self.path:
             claim_folder(self.path, settings, resume, overwrite)
 
-# %% ../nbs/03_training.ipynb #16e74496
+# %% ../nbs/03_training.ipynb #8f7e2a78
 @patch
 def restore(self: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     "Loads the newest whole checkpoint and cuts the metrics off there. Returns its state, {} to begin with."
@@ -865,6 +856,7 @@ def restore(self: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer)
     self.last, state = newest_whole(self.path, model, optimizer)
     records = cut_metrics(self.path, state.get("step", 0))
     self.best = min([self.best, *((r["valid_loss"], r["step"]) for r in records if "valid_loss" in r)])
+    prune(self.path, self.keep, self.best[1])  # a kill may have come before
     self.metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
     if find_spec("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
@@ -874,7 +866,7 @@ def restore(self: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer)
         state["record"] = None  # already written
     return state
 
-# %% ../nbs/03_training.ipynb #3c96e1d6
+# %% ../nbs/03_training.ipynb #7aa1a37a
 @patch
 def log(self: RunFolder, record: dict) -> None:
     "Adds a record to metrics.jsonl and to TensorBoard."
@@ -891,6 +883,8 @@ def log(self: RunFolder, record: dict) -> None:
         ) from error
     for name in record.keys() - {"step"} if self.board else ():
         self.board.add_scalar(name, record[name], record["step"])
+    if "valid_loss" in record:  # the best may be another one now
+        prune(self.path, self.keep, self.best[1])
 
 # %% ../nbs/03_training.ipynb #93b510d2
 @patch
@@ -939,7 +933,7 @@ class Diverged(TrainingError):
         )
         self.step, self.checkpoint = step, checkpoint
 
-# %% ../nbs/03_training.ipynb #e0c4be38
+# %% ../nbs/03_training.ipynb #3bb7d51f
 class Meter:
     "Averages loss and gradient norm where they are computed, so that only a report waits for the device."
 
@@ -1056,7 +1050,7 @@ def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config.weight_decay)
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
-# %% ../nbs/03_training.ipynb #64c39ff1
+# %% ../nbs/03_training.ipynb #2e8d5a8e
 def random_state(device: torch.device) -> dict[str, str]:
     "torch's random number generators, of the CPU and of the device, as text."
     states = {"cpu": torch.get_rng_state()}
@@ -1074,7 +1068,7 @@ def restore_random_state(states: dict[str, str], device: torch.device) -> None:
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type])
 
-# %% ../nbs/03_training.ipynb #d618296a
+# %% ../nbs/03_training.ipynb #c9a2924f
 class Job:
     "What a run has in memory: the model on its device, optimizer, precision and checked tokens."
 
@@ -1113,7 +1107,7 @@ class Job:
             )
             self.forward = compiled(self.model, like, self.dtype)
 
-# %% ../nbs/03_training.ipynb #0727a97e
+# %% ../nbs/03_training.ipynb #176bb2cc
 @patch
 def settings(self: Job) -> dict:
     "config.json."
@@ -1140,7 +1134,7 @@ def evaluate(self: Job, step: int) -> dict:
     )
     return {"valid_loss": found["loss"]} | {k: found[k] for k in found if k == "bits_per_byte"}
 
-# %% ../nbs/03_training.ipynb #03c0b9b7
+# %% ../nbs/03_training.ipynb #f943f617
 @patch
 def state(self: Job, step: int, record: dict | None) -> dict:
     "What state.json needs to go on from here as if nothing had happened."
@@ -1208,7 +1202,7 @@ def train(
     finally:
         run.close()
 
-# %% ../nbs/03_training.ipynb #f2cb8d8b
+# %% ../nbs/03_training.ipynb #6ea1c104
 def progress(
     records: Iterable[dict],  # from `train`
     total: int,  # steps
@@ -1245,7 +1239,7 @@ def draw_curve(
             text, points[-1], xytext=(6, 0), textcoords="offset points", va=va, color=line.get_color()
         )
 
-# %% ../nbs/03_training.ipynb #d321fce9
+# %% ../nbs/03_training.ipynb #df927a9e
 def plot_metrics(
     records: Iterable[dict] | str | Path,  # records of `train`, or a run's folder
     path: str | Path | None = None,  # where to save the picture as well

@@ -121,15 +121,18 @@ def test_killed_at_random_moments(start, whole, tmp_path):
     seed = random.randrange(1 << 30)
     dice, folder = random.Random(seed), tmp_path / "run"
     killed = 0
-    for _ in range(3):
+    while killed < 3:
         process = start(folder)
-        process.join(dice.uniform(0.1, 0.8) * seconds)
+        process.join(dice.uniform(0.1, 0.6) * seconds)
         if process.exitcode is None:
             process.kill()
             killed += 1
+        else:  # this machine has become faster: begin again
+            shutil.rmtree(folder)
+            killed, seconds = 0, seconds / 2
         process.join(120)
     finish(start, folder)
-    assert killed and result(folder) == result(whole), f"moments of seed {seed}"
+    assert result(folder) == result(whole), f"moments of seed {seed}"
 
 
 def test_killed_in_every_write_of_a_checkpoint(start, whole, tmp_path):
@@ -175,9 +178,10 @@ def test_ctrl_c_saves(start, whole, tmp_path):
     whole, seconds = whole
     folder = tmp_path / "run"
     process = start(folder)
-    while process.exitcode is None and not (folder / "metrics.jsonl").exists():
+    metrics = folder / "metrics.jsonl"
+    while process.exitcode is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.001)
-    time.sleep(random.uniform(0.05, 0.4) * seconds)
+    time.sleep(random.uniform(0, 0.1) * seconds)
     os.kill(process.pid, signal.SIGINT)
     process.join(120)
     assert process.exitcode == 130
