@@ -5,7 +5,7 @@ __all__ = ['ABLATIONS', 'DEMO', 'STUDIES', 'PRESETS', 'CURVE_POINTS', 'Experimen
            'prepare', 'build_model', 'run', 'load_experiment', 'load_run', 'run_status', 'sweep', 'summary',
            'results_table', 'environment', 'save_record', 'load_record', 'plot_study', 'demo']
 
-# %% ../nbs/06_experiments.ipynb #aeb20cf7
+# %% ../nbs/06_experiments.ipynb #0897a8f0
 import hashlib
 import json
 import math
@@ -30,7 +30,7 @@ from llm_scratch.training import (
     Diverged, TrainConfig, find_checkpoint, load_checkpoint, plot_metrics, progress, read_metrics, train,
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #00389c4e
+# %% ../nbs/06_experiments.ipynb #f7d73f5a
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Everything that determines a run, and so all that a run folder has to remember."
@@ -38,6 +38,7 @@ class Experiment:
     name: str  # also the name of the run's folder
     corpus: str = "tales"  # "tales", "tinystories", "openwebtext", or the path of a text file
     corpus_size: int = 8_000_000  # bytes of "tales" to generate; other corpora have the size they have
+    valid_tokens: int | None = None  # evaluate on the first so many held-out tokens; None: on all
     model: ModelConfig  # the network; its vocab_size is also the tokenizer's
     train: TrainConfig  # optimizer, schedule, batches
     reported: str = ""  # what the reference project reported for these settings, if it ran them
@@ -56,7 +57,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #1529cf31
+# %% ../nbs/06_experiments.ipynb #64e05922
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -66,7 +67,9 @@ def vary(
     homes = {f.name: part for part in ("train", "model") for f in fields(getattr(experiment, part))}
     homes |= {f.name: "" for f in fields(Experiment)}
     if unknown := changes.keys() - homes.keys():
-        raise TypeError(f"no field {sorted(unknown)}: Experiment, ModelConfig and TrainConfig have {sorted(homes)}")
+        raise TypeError(
+            f"no field {sorted(unknown)}: Experiment, ModelConfig and TrainConfig have {sorted(homes)}"
+        )
     parts = {
         part: replace(getattr(experiment, part), **{k: v for k, v in changes.items() if homes[k] == part})
         for part in ("model", "train")
@@ -74,7 +77,7 @@ def vary(
     top = {k: v for k, v in changes.items() if homes[k] == ""}
     return replace(experiment, name=name, **{**parts, **top})
 
-# %% ../nbs/06_experiments.ipynb #45eeea2f
+# %% ../nbs/06_experiments.ipynb #6937dda8
 _SIZES = {  # name: (d_model, d_ff, num_layers, num_heads)
     "tiny": (512, 1344, 4, 16),
     "small": (768, 3072, 12, 12),
@@ -100,7 +103,7 @@ def _reference_train(steps: int, batch_size: int, warmup: int, lr: float) -> Tra
         checkpoint_every=max(1, steps // 10), log_every=10, precision="auto", compile=True,
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #4f9d3199
+# %% ../nbs/06_experiments.ipynb #2e6dff34
 def _reference_presets() -> list[Experiment]:
     "Every experiment of the reference, and the four ablations that it left out."
     base = Experiment(
@@ -131,7 +134,7 @@ ABLATIONS = {
     "silu": dict(ffn="silu"),
 }
 
-# %% ../nbs/06_experiments.ipynb #8c439426
+# %% ../nbs/06_experiments.ipynb #d9bab096
 def _openwebtext_presets() -> list[Experiment]:
     "The reference's weight-tying arms, its four model sizes, and its long run."
     tiny = Experiment(
@@ -156,7 +159,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #4ae2bf3b
+# %% ../nbs/06_experiments.ipynb #63e60c7a
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -164,42 +167,48 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
         corpus_size=6_000_000,
         model=ModelConfig(vocab_size=1024, context_length=128, d_model=128, num_layers=4, num_heads=4),
         train=TrainConfig(
-            steps=240, batch_size=16, lr=5e-3, lr_min=5e-5, warmup=24, weight_decay=0.01, seed=1,
+            steps=240, batch_size=16, lr=1.5e-2, lr_min=1.5e-4, warmup=24, weight_decay=0.01, seed=1,
             eval_every=40, eval_batch_size=64, checkpoint_every=120, log_every=4,
         ),
     )  # fmt: skip
     again = vary(base, "laptop-seed-2", seed=2)  # how much two runs of one experiment differ
-    at = lambda key, value, **more: vary(base, f"laptop-{key.replace('_', '-')}-{value}", **{key: value}, **more)
-    rates = [at("lr", lr, lr_min=lr / 100) for lr in (5e-4, 1.5e-3, 1.5e-2, 5e-2, 0.5)]
+    at = lambda key, value, **more: vary(
+        base, f"laptop-{key.replace('_', '-')}-{value}", **{key: value}, **more
+    )
+    rates = [at("lr", lr, lr_min=lr / 100) for lr in (5e-4, 1.5e-3, 5e-3, 5e-2, 0.5, 5.0)]
     batches = [
         at("batch_size", b, steps=3840 // b, warmup=384 // b, eval_every=640 // b, checkpoint_every=1920 // b)
         for b in (4, 64, 128)
     ]
     schedules = [again, *(at("schedule", s) for s in ("wsd", "constant"))]
     schedules += [vary(base, "laptop-half-as-long", steps=120), vary(base, "laptop-twice-as-long", steps=480)]
-    tying = [vary(base, f"laptop-tied-{i}", tie_weights=True, tied_init=i) for i in ("linear", "embedding")] + [again]
+    tying = [
+        vary(base, f"laptop-tied-{i}", tie_weights=True, tied_init=i) for i in ("linear", "embedding")
+    ] + [again]
     sizes = [at("d_model", d, num_heads=d // 32, d_ff=None) for d in (64, 192)]
-    ablations = [vary(base, f"laptop-{name}", **change) for name, change in ABLATIONS.items()] + [again]
+    ablations = [vary(base, f"laptop-{name}", **change) for name, change in ABLATIONS.items()]
+    ablations += [vary(ablations[0], "laptop-no-norm-lr-0.005", lr=5e-3, lr_min=5e-5), again]
     studies = {
         "learning-rate": rates, "batch-size": batches, "schedule": schedules, "weight-tying": tying,
         "model-size": sizes, "ablations": ablations,
     }  # fmt: skip
     return {f"laptop-{name}": [base, *runs] for name, runs in studies.items()}
 
-# %% ../nbs/06_experiments.ipynb #d569a188
+# %% ../nbs/06_experiments.ipynb #da4c4531
 DEMO = Experiment(
     name="demo",
-    corpus_size=20_000_000,
+    corpus_size=10_000_000,
+    valid_tokens=1 << 17,
     model=ModelConfig(
         vocab_size=2048, context_length=256, d_model=160, num_layers=4, num_heads=5, tie_weights=True
     ),
     train=TrainConfig(
         steps=1500, batch_size=4, lr=5e-3, lr_min=5e-5, warmup=75, weight_decay=0.1, seed=1,
-        eval_every=500, eval_batch_size=16, checkpoint_every=500, log_every=10,
+        eval_every=750, eval_batch_size=16, checkpoint_every=500, log_every=10,
     ),
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #2d24c91f
+# %% ../nbs/06_experiments.ipynb #7f3a7558
 _laptop = _laptop_presets()
 _reference = {e.name: e for e in _reference_presets()}
 _named = lambda *starts: [name for name in _reference if name.startswith(starts)]
@@ -226,17 +235,18 @@ def preset(name: str) -> Experiment:
         raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/06_experiments.ipynb #78ad1d76
+# %% ../nbs/06_experiments.ipynb #f1c12cb3
 def differences(
     a: Experiment,  # the control
     b: Experiment,  # what was changed
 ) -> dict[str, tuple]:  # field -> (value in a, value in b)
     "What distinguishes two experiments, apart from their names and what was reported about them."
-    flat = lambda e: asdict(e.model) | asdict(e.train) | {"corpus": e.corpus, "corpus_size": e.corpus_size}
+    data = lambda e: {"corpus": e.corpus, "corpus_size": e.corpus_size, "valid_tokens": e.valid_tokens}
+    flat = lambda e: asdict(e.model) | asdict(e.train) | data(e)
     left, right = flat(a), flat(b)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
-# %% ../nbs/06_experiments.ipynb #5cc6eaef
+# %% ../nbs/06_experiments.ipynb #6bea528a
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     "What a run reads."
@@ -253,7 +263,7 @@ def _fingerprint(text: Corpus) -> str:
     stat = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in (text.train, text.valid)]
     return hashlib.sha256(repr(stat).encode()).hexdigest()[:12]
 
-# %% ../nbs/06_experiments.ipynb #8eeb5293
+# %% ../nbs/06_experiments.ipynb #a3336b7a
 def prepare(
     experiment: Experiment,
     progress: bool = True,  # show bars while a large text is encoded
@@ -275,12 +285,15 @@ def prepare(
         if not out.exists():
             tokenizer.encode_file(path, out, progress=progress)
         ids[part] = load_tokens(out)
-    valid_bytes = text.valid.stat().st_size
+    valid_ids, valid_bytes = ids["valid"], text.valid.stat().st_size
+    if len(valid_ids) > (experiment.valid_tokens or len(valid_ids)):
+        valid_ids = valid_ids[: experiment.valid_tokens]
+        valid_bytes = sum(len(tokenizer.vocab[i]) for i in valid_ids.tolist())
     return Prepared(
-        tokenizer=tokenizer, train_ids=ids["train"], valid_ids=ids["valid"], valid_bytes=valid_bytes, folder=folder
+        tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #9122a0e0
+# %% ../nbs/06_experiments.ipynb #255d3a52
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -295,7 +308,9 @@ def run(
 ) -> Iterator[dict]:  # one record per log step, as `training.train` yields them
     "Prepares the data, builds the model and trains it in `run_dir`. Raises what `prepare` and `train` raise."
     data = prepare(experiment)
-    config = {f.name: getattr(experiment, f.name) for f in fields(Experiment) if f.name not in ("model", "train")}
+    config = {
+        f.name: getattr(experiment, f.name) for f in fields(Experiment) if f.name not in ("model", "train")
+    }
     records = train(
         build_model(experiment), data.train_ids, experiment.train, valid_ids=data.valid_ids,
         valid_bytes=data.valid_bytes, run_dir=run_dir, resume=resume, overwrite=overwrite, run_config=config,
@@ -306,7 +321,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #1e53448d
+# %% ../nbs/06_experiments.ipynb #cb59bd4d
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -317,7 +332,9 @@ def load_experiment(
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         top = {f.name: saved[f.name] for f in fields(Experiment) if f.name in saved}
-        training = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["train"].items()}  # JSON has no tuples
+        training = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in saved["train"].items()
+        }  # JSON has no tuples
         return Experiment(**top | {"model": ModelConfig(**saved["model"]), "train": TrainConfig(**training)})
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not describe an experiment of this version: {error}") from error
@@ -325,7 +342,9 @@ def load_experiment(
 
 def load_run(
     run_dir: str | Path,  # a run's folder
-    checkpoint: str | Path | None = None,  # one of its checkpoints; None: the one with the lowest validation loss
+    checkpoint: str
+    | Path
+    | None = None,  # one of its checkpoints; None: the one with the lowest validation loss
 ) -> tuple[TransformerLM, Tokenizer, Experiment]:
     "Model in evaluation mode, tokenizer and experiment of a run."
     experiment = load_experiment(run_dir)
@@ -333,7 +352,7 @@ def load_run(
     load_checkpoint(checkpoint or find_checkpoint(run_dir, "best"), model)
     return model.eval(), Tokenizer.load(Path(run_dir) / "tokenizer.json"), experiment
 
-# %% ../nbs/06_experiments.ipynb #5d16ef3a
+# %% ../nbs/06_experiments.ipynb #278d1e6b
 def run_status(
     run_dir: str | Path,  # the run's folder; need not exist
     experiment: Experiment,  # what should be in it
@@ -350,7 +369,7 @@ def run_status(
     records = read_metrics(run_dir)
     return "done" if records and records[-1]["step"] == experiment.train.steps else "interrupted"
 
-# %% ../nbs/06_experiments.ipynb #8cbc5e09
+# %% ../nbs/06_experiments.ipynb #e34fbbd5
 def sweep(
     experiments: Iterable[Experiment],
     root: str | Path = "runs",  # each run's folder is root/NAME
@@ -375,7 +394,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #658de202
+# %% ../nbs/06_experiments.ipynb #cb1713ee
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -385,7 +404,9 @@ def summary(run_dir: str | Path) -> dict:
     evaluated = [r for r in records if "valid_loss" in r]
     last, final = records[-1] if records else {}, evaluated[-1] if evaluated else {}
     status = run_status(run_dir, experiment)
-    tail = [r["loss"] for r in records if r["step"] > 0.95 * last["step"]]  # one batch is noisy: average the end
+    tail = [
+        r["loss"] for r in records if r["step"] > 0.95 * last["step"]
+    ]  # one batch is noisy: average the end
     thin = records[:: max(1, math.ceil(len(records) / CURVE_POINTS))]
     curve = lambda rows, *keys: {k: [round(r[k], 5) for r in rows] for k in keys}
     row = {
@@ -403,7 +424,7 @@ def summary(run_dir: str | Path) -> dict:
     }
     return json.loads(json.dumps(row))  # lists for tuples: what a record holds and what reads it are equal
 
-# %% ../nbs/06_experiments.ipynb #f1b965d6
+# %% ../nbs/06_experiments.ipynb #9dcbbec1
 def results_table(rows: list[dict]) -> str:
     "The rows of a sweep as a Markdown table that also reads well in a terminal."
     show = lambda value, form: "-" if value is None else format(value, form)
@@ -417,7 +438,7 @@ def results_table(rows: list[dict]) -> str:
     row = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
     return "\n".join([row(head), row(["-" * w for w in widths]), *map(row, lines)])
 
-# %% ../nbs/06_experiments.ipynb #1cce893c
+# %% ../nbs/06_experiments.ipynb #9035f4c6
 def environment() -> dict:
     "Where a measurement was made: device, its driver, versions, date."
     gpu = torch.cuda.is_available()
@@ -450,7 +471,7 @@ def load_record(path: str | Path) -> dict:
     "A recorded study: what, device, python, versions, date, rows."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/06_experiments.ipynb #c25834dc
+# %% ../nbs/06_experiments.ipynb #39315e62
 def _spread(values: list[float], gap: float) -> list[float]:
     "Moves label heights apart to at least `gap`, keeping their order and about their places."
     order = sorted(range(len(values)), key=values.__getitem__)
@@ -483,7 +504,9 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
     heights = _spread([min(y, axes[2].get_ylim()[1]) for _, y, _, _ in ends], 0.075 * (top - low) * 1.3)
     right = max(x for x, *_ in ends)
     for (_, _, color, label), height in zip(ends, heights, strict=True):
-        axes[2].annotate(label, (right, height), xytext=(6, 0), textcoords="offset points", va="center", color=color)
+        axes[2].annotate(
+            label, (right, height), xytext=(6, 0), textcoords="offset points", va="center", color=color
+        )
     axes[0].set(yscale="log", ylabel="gradient norm")
     axes[1].set(ylabel="training loss [nats/token]")
     axes[2].set(ylabel="validation loss [nats/token]")
@@ -491,7 +514,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #e75b2410
+# %% ../nbs/06_experiments.ipynb #23924cf2
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -513,16 +536,21 @@ def demo(
         resume = run_status(run_dir, experiment) == "interrupted"
     except ValueError:  # the demo of another text
         resume = False
-    print(f"1. Text and tokenizer: {experiment.corpus}, vocabulary {experiment.model.vocab_size:,}", flush=True)
+    print(
+        f"1. Text and tokenizer: {experiment.corpus}, vocabulary {experiment.model.vocab_size:,}", flush=True
+    )
     data = prepare(experiment)
-    print(f"   {len(data.train_ids):,} training tokens of {data.valid_bytes / len(data.valid_ids):.2f} bytes", flush=True)
+    print(
+        f"   {len(data.train_ids):,} training tokens of {data.valid_bytes / len(data.valid_ids):.2f} bytes",
+        flush=True,
+    )
     parameters = sum(p.numel() for p in build_model(experiment).parameters())
     print(f"2. Training {parameters:,} parameters on {experiment.tokens:,} tokens -> {run_dir}", flush=True)
     for _ in progress(run(experiment, run_dir, resume=resume, overwrite=not resume), experiment.train.steps):
         pass
     return _report(run_dir, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #cc807562
+# %% ../nbs/06_experiments.ipynb #05eb337c
 def _report(run_dir: Path, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)

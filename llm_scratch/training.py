@@ -7,7 +7,7 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'perplexity', 'SGD', 'adamw_
            'ConfigMismatch', 'flush_to_disk', 'replacing_folder', 'unwrap', 'weights', 'parameter_names',
            'pack_optimizer', 'unpack_optimizer', 'digests', 'config_of', 'require_same', 'save_checkpoint',
            'read_state', 'load_checkpoint', 'checkpoints', 'read_metrics', 'find_checkpoint', 'claim_folder',
-           'newest_whole', 'cut_metrics', 'prune', 'RunFolder', 'Diverged', 'Meter', 'interrupts_held', 'compiled',
+           'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter', 'compiled',
            'DeviceMismatch', 'loss_and_gradients', 'check_device', 'make_adamw', 'random_state', 'restore_random_state',
            'Job', 'train', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
@@ -834,6 +834,22 @@ def prune(
         if old.name != f"step_{best:08d}":
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old.tmp")))
 
+# %% ../nbs/03_training.ipynb #02dc9a5d
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    "Ctrl-C within the block takes effect at its end: no step is left half done."
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
+        yield
+        return
+    caught = []
+    previous = signal.signal(signal.SIGINT, lambda *args: caught.append(args)) or signal.default_int_handler
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught and callable(previous):
+        previous(*caught[0])
+
 # %% ../nbs/03_training.ipynb #9e7da2d9
 class RunFolder:
     "A run on disk: config.json, metrics.jsonl and checkpoints. With `path=None` nothing is kept."
@@ -881,8 +897,9 @@ def log(self: RunFolder, record: dict) -> None:
         raise TrainingError(
             f"could not write {self.metrics.name} ({error}): make room, then resume"
         ) from error
-    for name in record.keys() - {"step"} if self.board else ():
-        self.board.add_scalar(name, record[name], record["step"])
+    with interrupts_held():  # TensorBoard's queue would not survive Ctrl-C
+        for name in record.keys() - {"step"} if self.board else ():
+            self.board.add_scalar(name, record[name], record["step"])
     if "valid_loss" in record:  # the best may be another one now
         prune(self.path, self.keep, self.best[1])
 
@@ -971,22 +988,6 @@ class Meter:
             "tokens_per_s": speed,
             "seconds": self.seconds,
         }
-
-# %% ../nbs/03_training.ipynb #02dc9a5d
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    "Ctrl-C within the block takes effect at its end: no step is left half done."
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
-        yield
-        return
-    caught = []
-    previous = signal.signal(signal.SIGINT, lambda *args: caught.append(args)) or signal.default_int_handler
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if caught and callable(previous):
-        previous(*caught[0])
 
 # %% ../nbs/03_training.ipynb #3c55e8f8
 def compiled(

@@ -1,6 +1,6 @@
 """Write README.md from nbs/index.ipynb: `python tests/readme.py README.md`.
 
-Directive lines and hidden cells go; code keeps its language; pictures are files under nbs/.
+Directive lines and hidden cells go; links to notebooks and pictures are seen from the root.
 """
 
 import re
@@ -21,8 +21,8 @@ def readme() -> str:
         if cell.cell_type == "code":
             cell.source = DIRECTIVE.sub("", cell.source)
         cell.source = re.sub(
-            r"\]\((?!https?://|#)(images/)", r"](nbs/\1", cell.source
-        )  # pictures, seen from the root
+            r"\]\((?=images/|\w+\.ipynb)", "](nbs/", cell.source
+        )  # links, seen from the root
     notebook.metadata.setdefault("language_info", {"name": "python"})
     body, resources = MarkdownExporter().from_notebook_node(notebook)
     assert not resources.get("outputs"), "a plot in index.ipynb: save it under nbs/images and link it"
