@@ -5,7 +5,7 @@ __all__ = ['ABLATIONS', 'DEMO', 'STUDIES', 'PRESETS', 'CURVE_POINTS', 'Experimen
            'prepare', 'build_model', 'run', 'load_experiment', 'load_run', 'run_status', 'sweep', 'summary',
            'results_table', 'environment', 'save_record', 'load_record', 'plot_study', 'demo']
 
-# %% ../nbs/06_experiments.ipynb #0897a8f0
+# %% ../nbs/06_experiments.ipynb #21e45f2e
 import hashlib
 import json
 import math
@@ -27,10 +27,10 @@ from .generation import stream
 from .model import ModelConfig, TransformerLM
 from .tokenizer import Tokenizer, train_bpe
 from llm_scratch.training import (
-    Diverged, TrainConfig, find_checkpoint, load_checkpoint, plot_metrics, progress, read_metrics, train,
+    Diverged, TrainConfig, evaluate, find_checkpoint, load_checkpoint, plot_metrics, progress, read_metrics, train,
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #f7d73f5a
+# %% ../nbs/06_experiments.ipynb #c072e997
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Everything that determines a run, and so all that a run folder has to remember."
@@ -57,7 +57,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #64e05922
+# %% ../nbs/06_experiments.ipynb #932047a4
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -77,7 +77,7 @@ def vary(
     top = {k: v for k, v in changes.items() if homes[k] == ""}
     return replace(experiment, name=name, **{**parts, **top})
 
-# %% ../nbs/06_experiments.ipynb #6937dda8
+# %% ../nbs/06_experiments.ipynb #d8a50da1
 _SIZES = {  # name: (d_model, d_ff, num_layers, num_heads)
     "tiny": (512, 1344, 4, 16),
     "small": (768, 3072, 12, 12),
@@ -103,7 +103,7 @@ def _reference_train(steps: int, batch_size: int, warmup: int, lr: float) -> Tra
         checkpoint_every=max(1, steps // 10), log_every=10, precision="auto", compile=True,
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #2e6dff34
+# %% ../nbs/06_experiments.ipynb #5d7b3728
 def _reference_presets() -> list[Experiment]:
     "Every experiment of the reference, and the four ablations that it left out."
     base = Experiment(
@@ -134,7 +134,7 @@ ABLATIONS = {
     "silu": dict(ffn="silu"),
 }
 
-# %% ../nbs/06_experiments.ipynb #d9bab096
+# %% ../nbs/06_experiments.ipynb #8e02b600
 def _openwebtext_presets() -> list[Experiment]:
     "The reference's weight-tying arms, its four model sizes, and its long run."
     tiny = Experiment(
@@ -159,7 +159,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #63e60c7a
+# %% ../nbs/06_experiments.ipynb #6bdc997c
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -194,21 +194,21 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
     }  # fmt: skip
     return {f"laptop-{name}": [base, *runs] for name, runs in studies.items()}
 
-# %% ../nbs/06_experiments.ipynb #da4c4531
+# %% ../nbs/06_experiments.ipynb #7b0396b5
 DEMO = Experiment(
     name="demo",
     corpus_size=10_000_000,
     valid_tokens=1 << 17,
     model=ModelConfig(
-        vocab_size=2048, context_length=256, d_model=160, num_layers=4, num_heads=5, tie_weights=True
+        vocab_size=2048, context_length=256, d_model=160, num_layers=4, num_heads=5
     ),
     train=TrainConfig(
-        steps=1500, batch_size=4, lr=5e-3, lr_min=5e-5, warmup=75, weight_decay=0.1, seed=1,
+        steps=1500, batch_size=4, lr=1e-2, lr_min=1e-4, warmup=75, weight_decay=0.1, seed=1,
         eval_every=750, eval_batch_size=16, checkpoint_every=500, log_every=10,
     ),
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #7f3a7558
+# %% ../nbs/06_experiments.ipynb #e1b2e0c1
 _laptop = _laptop_presets()
 _reference = {e.name: e for e in _reference_presets()}
 _named = lambda *starts: [name for name in _reference if name.startswith(starts)]
@@ -235,7 +235,7 @@ def preset(name: str) -> Experiment:
         raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/06_experiments.ipynb #f1c12cb3
+# %% ../nbs/06_experiments.ipynb #29a34109
 def differences(
     a: Experiment,  # the control
     b: Experiment,  # what was changed
@@ -246,7 +246,7 @@ def differences(
     left, right = flat(a), flat(b)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
-# %% ../nbs/06_experiments.ipynb #6bea528a
+# %% ../nbs/06_experiments.ipynb #a2e62e64
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     "What a run reads."
@@ -263,7 +263,7 @@ def _fingerprint(text: Corpus) -> str:
     stat = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in (text.train, text.valid)]
     return hashlib.sha256(repr(stat).encode()).hexdigest()[:12]
 
-# %% ../nbs/06_experiments.ipynb #a3336b7a
+# %% ../nbs/06_experiments.ipynb #5c72d712
 def prepare(
     experiment: Experiment,
     progress: bool = True,  # show bars while a large text is encoded
@@ -293,7 +293,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #255d3a52
+# %% ../nbs/06_experiments.ipynb #b5baa787
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -321,7 +321,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #cb59bd4d
+# %% ../nbs/06_experiments.ipynb #23c0fb2d
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -352,7 +352,7 @@ def load_run(
     load_checkpoint(checkpoint or find_checkpoint(run_dir, "best"), model)
     return model.eval(), Tokenizer.load(Path(run_dir) / "tokenizer.json"), experiment
 
-# %% ../nbs/06_experiments.ipynb #278d1e6b
+# %% ../nbs/06_experiments.ipynb #4519423e
 def run_status(
     run_dir: str | Path,  # the run's folder; need not exist
     experiment: Experiment,  # what should be in it
@@ -369,7 +369,7 @@ def run_status(
     records = read_metrics(run_dir)
     return "done" if records and records[-1]["step"] == experiment.train.steps else "interrupted"
 
-# %% ../nbs/06_experiments.ipynb #e34fbbd5
+# %% ../nbs/06_experiments.ipynb #ff50541d
 def sweep(
     experiments: Iterable[Experiment],
     root: str | Path = "runs",  # each run's folder is root/NAME
@@ -394,7 +394,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #cb1713ee
+# %% ../nbs/06_experiments.ipynb #bcc2e988
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -424,7 +424,7 @@ def summary(run_dir: str | Path) -> dict:
     }
     return json.loads(json.dumps(row))  # lists for tuples: what a record holds and what reads it are equal
 
-# %% ../nbs/06_experiments.ipynb #9dcbbec1
+# %% ../nbs/06_experiments.ipynb #8267c7c7
 def results_table(rows: list[dict]) -> str:
     "The rows of a sweep as a Markdown table that also reads well in a terminal."
     show = lambda value, form: "-" if value is None else format(value, form)
@@ -438,7 +438,7 @@ def results_table(rows: list[dict]) -> str:
     row = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
     return "\n".join([row(head), row(["-" * w for w in widths]), *map(row, lines)])
 
-# %% ../nbs/06_experiments.ipynb #9035f4c6
+# %% ../nbs/06_experiments.ipynb #176e3d87
 def environment() -> dict:
     "Where a measurement was made: device, its driver, versions, date."
     gpu = torch.cuda.is_available()
@@ -471,7 +471,7 @@ def load_record(path: str | Path) -> dict:
     "A recorded study: what, device, python, versions, date, rows."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/06_experiments.ipynb #39315e62
+# %% ../nbs/06_experiments.ipynb #357dad18
 def _spread(values: list[float], gap: float) -> list[float]:
     "Moves label heights apart to at least `gap`, keeping their order and about their places."
     order = sorted(range(len(values)), key=values.__getitem__)
@@ -514,7 +514,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #23924cf2
+# %% ../nbs/06_experiments.ipynb #736c0836
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -544,22 +544,25 @@ def demo(
         f"   {len(data.train_ids):,} training tokens of {data.valid_bytes / len(data.valid_ids):.2f} bytes",
         flush=True,
     )
-    parameters = sum(p.numel() for p in build_model(experiment).parameters())
+    model = build_model(experiment)
+    start = evaluate(model, data.valid_ids[: 1 << 14], batch_size=8)["loss"]
+    parameters = sum(p.numel() for p in model.parameters())
     print(f"2. Training {parameters:,} parameters on {experiment.tokens:,} tokens -> {run_dir}", flush=True)
     for _ in progress(run(experiment, run_dir, resume=resume, overwrite=not resume), experiment.train.steps):
         pass
-    return _report(run_dir, story_tokens)
+    return _report(run_dir, start, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #05eb337c
-def _report(run_dir: Path, story_tokens: int) -> Path:
+# %% ../nbs/06_experiments.ipynb #e700d83d
+def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)
     chance = math.log(experiment.model.vocab_size)
     losses = [r["valid_loss"] for r in records if "valid_loss" in r]
-    print(f"   training loss {records[0]['loss']:.3f} -> {records[-1]['loss']:.3f} nats/token")
-    print(f"   validation loss {losses[-1]:.3f} (a model that knows nothing: {chance:.3f})")
+    print(
+        f"   validation loss {start:.3f} -> {losses[-1]:.3f} nats/token (a guess among all tokens: {chance:.3f})"
+    )
     plot = run_dir / "metrics.png"
-    plot_metrics(records, path=plot)
+    plot_metrics(records, path=plot, baseline=chance)
     print(f"   {records[-1]['seconds']:.0f} s; curves in {plot}")
     prompt = "Once upon a time" if experiment.corpus == "tales" else _opening(corpus(experiment.corpus).valid)
     print(f"3. A continuation of {prompt!r}:\n")
