@@ -5,10 +5,11 @@ __all__ = ['ABLATIONS', 'DEMO', 'STUDIES', 'PRESETS', 'CURVE_POINTS', 'Experimen
            'prepare', 'build_model', 'run', 'load_experiment', 'load_run', 'run_status', 'sweep', 'summary',
            'results_table', 'environment', 'save_record', 'load_record', 'plot_study', 'demo']
 
-# %% ../nbs/06_experiments.ipynb #21e45f2e
+# %% ../nbs/06_experiments.ipynb #1c7164c5
 import hashlib
 import json
 import math
+import os
 import platform
 import re
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ from llm_scratch.training import (
     Diverged, TrainConfig, evaluate, find_checkpoint, load_checkpoint, plot_metrics, progress, read_metrics, train,
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #c072e997
+# %% ../nbs/06_experiments.ipynb #61fe9176
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Everything that determines a run, and so all that a run folder has to remember."
@@ -57,7 +58,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #932047a4
+# %% ../nbs/06_experiments.ipynb #626b3ee1
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -77,7 +78,7 @@ def vary(
     top = {k: v for k, v in changes.items() if homes[k] == ""}
     return replace(experiment, name=name, **{**parts, **top})
 
-# %% ../nbs/06_experiments.ipynb #d8a50da1
+# %% ../nbs/06_experiments.ipynb #92e2925d
 _SIZES = {  # name: (d_model, d_ff, num_layers, num_heads)
     "tiny": (512, 1344, 4, 16),
     "small": (768, 3072, 12, 12),
@@ -103,7 +104,7 @@ def _reference_train(steps: int, batch_size: int, warmup: int, lr: float) -> Tra
         checkpoint_every=max(1, steps // 10), log_every=10, precision="auto", compile=True,
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #5d7b3728
+# %% ../nbs/06_experiments.ipynb #2a65ae05
 def _reference_presets() -> list[Experiment]:
     "Every experiment of the reference, and the four ablations that it left out."
     base = Experiment(
@@ -134,7 +135,7 @@ ABLATIONS = {
     "silu": dict(ffn="silu"),
 }
 
-# %% ../nbs/06_experiments.ipynb #8e02b600
+# %% ../nbs/06_experiments.ipynb #42b0e3f4
 def _openwebtext_presets() -> list[Experiment]:
     "The reference's weight-tying arms, its four model sizes, and its long run."
     tiny = Experiment(
@@ -159,7 +160,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #6bdc997c
+# %% ../nbs/06_experiments.ipynb #1dd920bf
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -194,7 +195,7 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
     }  # fmt: skip
     return {f"laptop-{name}": [base, *runs] for name, runs in studies.items()}
 
-# %% ../nbs/06_experiments.ipynb #7b0396b5
+# %% ../nbs/06_experiments.ipynb #853d0f5f
 DEMO = Experiment(
     name="demo",
     corpus_size=10_000_000,
@@ -208,7 +209,7 @@ DEMO = Experiment(
     ),
 )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #e1b2e0c1
+# %% ../nbs/06_experiments.ipynb #e4922999
 _laptop = _laptop_presets()
 _reference = {e.name: e for e in _reference_presets()}
 _named = lambda *starts: [name for name in _reference if name.startswith(starts)]
@@ -235,7 +236,7 @@ def preset(name: str) -> Experiment:
         raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/06_experiments.ipynb #29a34109
+# %% ../nbs/06_experiments.ipynb #b31bd397
 def differences(
     a: Experiment,  # the control
     b: Experiment,  # what was changed
@@ -246,7 +247,7 @@ def differences(
     left, right = flat(a), flat(b)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
-# %% ../nbs/06_experiments.ipynb #a2e62e64
+# %% ../nbs/06_experiments.ipynb #e955cd32
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     "What a run reads."
@@ -263,7 +264,7 @@ def _fingerprint(text: Corpus) -> str:
     stat = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in (text.train, text.valid)]
     return hashlib.sha256(repr(stat).encode()).hexdigest()[:12]
 
-# %% ../nbs/06_experiments.ipynb #5c72d712
+# %% ../nbs/06_experiments.ipynb #703f74e9
 def prepare(
     experiment: Experiment,
     progress: bool = True,  # show bars while a large text is encoded
@@ -293,7 +294,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #b5baa787
+# %% ../nbs/06_experiments.ipynb #7ba695b0
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -321,7 +322,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #23c0fb2d
+# %% ../nbs/06_experiments.ipynb #e0e2e3a7
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -352,7 +353,7 @@ def load_run(
     load_checkpoint(checkpoint or find_checkpoint(run_dir, "best"), model)
     return model.eval(), Tokenizer.load(Path(run_dir) / "tokenizer.json"), experiment
 
-# %% ../nbs/06_experiments.ipynb #4519423e
+# %% ../nbs/06_experiments.ipynb #b4e0fde8
 def run_status(
     run_dir: str | Path,  # the run's folder; need not exist
     experiment: Experiment,  # what should be in it
@@ -369,7 +370,7 @@ def run_status(
     records = read_metrics(run_dir)
     return "done" if records and records[-1]["step"] == experiment.train.steps else "interrupted"
 
-# %% ../nbs/06_experiments.ipynb #ff50541d
+# %% ../nbs/06_experiments.ipynb #428f8d1b
 def sweep(
     experiments: Iterable[Experiment],
     root: str | Path = "runs",  # each run's folder is root/NAME
@@ -394,7 +395,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #bcc2e988
+# %% ../nbs/06_experiments.ipynb #28402de1
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -424,7 +425,7 @@ def summary(run_dir: str | Path) -> dict:
     }
     return json.loads(json.dumps(row))  # lists for tuples: what a record holds and what reads it are equal
 
-# %% ../nbs/06_experiments.ipynb #8267c7c7
+# %% ../nbs/06_experiments.ipynb #74b16800
 def results_table(rows: list[dict]) -> str:
     "The rows of a sweep as a Markdown table that also reads well in a terminal."
     show = lambda value, form: "-" if value is None else format(value, form)
@@ -438,7 +439,7 @@ def results_table(rows: list[dict]) -> str:
     row = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
     return "\n".join([row(head), row(["-" * w for w in widths]), *map(row, lines)])
 
-# %% ../nbs/06_experiments.ipynb #176e3d87
+# %% ../nbs/06_experiments.ipynb #eec22ed4
 def environment() -> dict:
     "Where a measurement was made: device, its driver, versions, date."
     gpu = torch.cuda.is_available()
@@ -453,7 +454,7 @@ def environment() -> dict:
         except PackageNotFoundError:
             pass
     return {
-        "device": torch.cuda.get_device_name() if gpu else f"{cpu}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if gpu else f"{cpu}, {os.cpu_count()} cores",
         "cuda": torch.version.cuda if gpu else None,
         "python": platform.python_version(),
         "versions": known,
@@ -471,7 +472,7 @@ def load_record(path: str | Path) -> dict:
     "A recorded study: what, device, python, versions, date, rows."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/06_experiments.ipynb #357dad18
+# %% ../nbs/06_experiments.ipynb #df8d0cc6
 def _spread(values: list[float], gap: float) -> list[float]:
     "Moves label heights apart to at least `gap`, keeping their order and about their places."
     order = sorted(range(len(values)), key=values.__getitem__)
@@ -502,11 +503,9 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.axhline(top, ls=":", color=".5")
         ax.set_ylim(low - 0.05 * (top - low), top + 0.25 * (top - low))
     heights = _spread([min(y, axes[2].get_ylim()[1]) for _, y, _, _ in ends], 0.075 * (top - low) * 1.3)
-    right = max(x for x, *_ in ends)
     for (_, _, color, label), height in zip(ends, heights, strict=True):
-        axes[2].annotate(
-            label, (right, height), xytext=(6, 0), textcoords="offset points", va="center", color=color
-        )
+        place = dict(transform=axes[2].get_yaxis_transform(), va="center", clip_on=False)
+        axes[2].text(1.03, height, label, color=color, **place)
     axes[0].set(yscale="log", ylabel="gradient norm")
     axes[1].set(ylabel="training loss [nats/token]")
     axes[2].set(ylabel="validation loss [nats/token]")
@@ -514,7 +513,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #736c0836
+# %% ../nbs/06_experiments.ipynb #f459c130
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -552,7 +551,7 @@ def demo(
         pass
     return _report(run_dir, start, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #e700d83d
+# %% ../nbs/06_experiments.ipynb #dc70c0aa
 def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)
