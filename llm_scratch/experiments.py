@@ -58,7 +58,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #626b3ee1
+# %% ../nbs/06_experiments.ipynb #b100618b
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -160,7 +160,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #1dd920bf
+# %% ../nbs/06_experiments.ipynb #9880134e
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -294,7 +294,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #7ba695b0
+# %% ../nbs/06_experiments.ipynb #b7dfba98
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -322,7 +322,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #e0e2e3a7
+# %% ../nbs/06_experiments.ipynb #542e1b9a
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -395,7 +395,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #28402de1
+# %% ../nbs/06_experiments.ipynb #22a876bb
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -513,7 +513,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #f459c130
+# %% ../nbs/06_experiments.ipynb #2a8ffc03
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -551,7 +551,7 @@ def demo(
         pass
     return _report(run_dir, start, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #dc70c0aa
+# %% ../nbs/06_experiments.ipynb #026fc720
 def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)
