@@ -58,7 +58,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #b100618b
+# %% ../nbs/06_experiments.ipynb #f6e16692
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -160,7 +160,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #9880134e
+# %% ../nbs/06_experiments.ipynb #625bf6cd
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -195,17 +195,17 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
     }  # fmt: skip
     return {f"laptop-{name}": [base, *runs] for name, runs in studies.items()}
 
-# %% ../nbs/06_experiments.ipynb #853d0f5f
+# %% ../nbs/06_experiments.ipynb #1d290d70
 DEMO = Experiment(
     name="demo",
     corpus_size=10_000_000,
     valid_tokens=1 << 17,
     model=ModelConfig(
-        vocab_size=2048, context_length=256, d_model=160, num_layers=4, num_heads=5
+        vocab_size=2048, context_length=256, d_model=128, num_layers=4, num_heads=4, qk_norm=True
     ),
     train=TrainConfig(
-        steps=1500, batch_size=4, lr=1e-2, lr_min=1e-4, warmup=75, weight_decay=0.1, seed=1,
-        eval_every=750, eval_batch_size=16, checkpoint_every=500, log_every=10,
+        steps=1600, batch_size=4, lr=3e-3, lr_min=3e-5, warmup=75, weight_decay=0.1, seed=1,
+        eval_every=800, eval_batch_size=16, checkpoint_every=500, log_every=10,
     ),
 )  # fmt: skip
 
@@ -294,7 +294,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #b7dfba98
+# %% ../nbs/06_experiments.ipynb #f4c35829
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -322,7 +322,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #542e1b9a
+# %% ../nbs/06_experiments.ipynb #9b494b4d
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -395,7 +395,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #22a876bb
+# %% ../nbs/06_experiments.ipynb #fde78a10
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -513,7 +513,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #2a8ffc03
+# %% ../nbs/06_experiments.ipynb #9a731a24
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -551,7 +551,7 @@ def demo(
         pass
     return _report(run_dir, start, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #026fc720
+# %% ../nbs/06_experiments.ipynb #bab57aed
 def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)
