@@ -58,7 +58,7 @@ class Experiment:
         t = self.train
         return t.steps * t.batch_size * (t.context_length or self.model.context_length)
 
-# %% ../nbs/06_experiments.ipynb #f6e16692
+# %% ../nbs/06_experiments.ipynb #0d9f00d1
 def vary(
     experiment: Experiment,  # where to start
     name: str,  # name of the new experiment
@@ -160,7 +160,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #625bf6cd
+# %% ../nbs/06_experiments.ipynb #05ef691e
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -294,7 +294,7 @@ def prepare(
         tokenizer=tokenizer, train_ids=ids["train"], valid_ids=valid_ids, valid_bytes=valid_bytes, folder=folder
     )  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #f4c35829
+# %% ../nbs/06_experiments.ipynb #ceb908d8
 def build_model(experiment: Experiment) -> TransformerLM:
     "The model at step 0: the same weights for the same seed."
     torch.manual_seed(experiment.train.seed)
@@ -322,7 +322,7 @@ def run(
                 data.tokenizer.save(saved)
             yield record
 
-# %% ../nbs/06_experiments.ipynb #9b494b4d
+# %% ../nbs/06_experiments.ipynb #e6494c87
 def load_experiment(
     run_dir: str | Path,  # a run's folder
 ) -> Experiment:
@@ -395,7 +395,7 @@ def sweep(
         rows.append(summary(run_dir))
     return rows
 
-# %% ../nbs/06_experiments.ipynb #fde78a10
+# %% ../nbs/06_experiments.ipynb #e97c79a5
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -513,7 +513,7 @@ def plot_study(record: dict, labels: dict[str, str] | None = None):
         ax.set_xlabel("training tokens [millions]")
     return fig
 
-# %% ../nbs/06_experiments.ipynb #9a731a24
+# %% ../nbs/06_experiments.ipynb #4900e12c
 def _opening(path: Path, words: int = 4) -> str:
     "The first words of a held-out document: a prompt in the manner of the text."
     with open(path, encoding="utf-8") as file:
@@ -524,7 +524,7 @@ def _opening(path: Path, words: int = 4) -> str:
 def demo(
     text: str | Path | None = None,  # a UTF-8 text file to learn from; None: the built-in stories
     run_dir: str | Path = "runs/demo",  # the run's folder; a finished run there is replaced
-    story_tokens: int = 200,  # longest continuation
+    story_tokens: int = 240,  # longest continuation
 ) -> Path:  # the plot
     "Trains the `demo` experiment from scratch, prints how it went, saves its plot as PNG, and prints a story."
     run_dir = Path(run_dir)
@@ -551,7 +551,7 @@ def demo(
         pass
     return _report(run_dir, start, story_tokens)
 
-# %% ../nbs/06_experiments.ipynb #bab57aed
+# %% ../nbs/06_experiments.ipynb #5a178696
 def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     "Prints losses and a story of a finished run; returns the path of its plot."
     experiment, records = load_experiment(run_dir), read_metrics(run_dir)
