@@ -317,9 +317,9 @@ def run(
         valid_bytes=data.valid_bytes, run_dir=run_dir, resume=resume, overwrite=overwrite, run_config=config,
     )  # fmt: skip
     with closing(records):  # leaving early saves a checkpoint
-        for record in records:
-            if not (saved := Path(run_dir) / "tokenizer.json").exists():
-                data.tokenizer.save(saved)
+        for i, record in enumerate(records):
+            if i == 0:  # the folder is ours now; an overwritten run may have left its tokenizer
+                data.tokenizer.save(Path(run_dir) / "tokenizer.json")
             yield record
 
 # %% ../nbs/06_experiments.ipynb #e6494c87
