@@ -318,8 +318,9 @@ def run(
     )  # fmt: skip
     with closing(records):  # leaving early saves a checkpoint
         for i, record in enumerate(records):
-            if i == 0:  # the folder is ours now; an overwritten run may have left its tokenizer
+            if i == 0:  # the folder is ours now; an overwritten run may have left these
                 data.tokenizer.save(Path(run_dir) / "tokenizer.json")
+                (Path(run_dir) / "diverged.json").unlink(missing_ok=True)
             yield record
 
 # %% ../nbs/06_experiments.ipynb #e6494c87
