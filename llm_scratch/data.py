@@ -312,16 +312,18 @@ def story(
     seed: int,  # >= 0, which book
     number: int,  # 0 <= number < 2^64, which story in it
     plot: str | None = None,  # name in PLOTS; None: any
+    cast: int = 60,  # how many names the book knows, 2 ... 60
 ) -> str:  # paragraphs, with an empty line between them
     "One children's story; the same arguments give the same bytes everywhere."
-    if seed < 0 or not 0 <= number < 1 << 64:
-        raise ValueError(f"need seed >= 0 and 0 <= number < 2^64, got {seed}, {number}")
+    if seed < 0 or not 0 <= number < 1 << 64 or not 2 <= cast <= len(_PEOPLE):
+        raise ValueError(f"need seed >= 0, 0 <= number < 2^64, 2 <= cast <= 60, got {seed}, {number}, {cast}")
     draw = Random(seed << 64 | number).random
     pick = lambda options: options[int(draw() * len(options))]
     often = lambda options: options[int((r := draw()) * r * len(options))]  # early options more often
     choices, acts = parse_plot(PLOTS[plot or pick(tuple(PLOTS))])
-    hero, step = int(draw() * len(_PEOPLE)), 1 + int(draw() * (len(_PEOPLE) - 1))
-    slot = _PEOPLE[hero] | _FRIENDS[(hero + step) % len(_PEOPLE)]  # never the same name
+    hero, step = int(draw() * cast), 1 + int(draw() * (cast - 1))
+    friend = (hero + step) % cast  # never the same name
+    slot = _PEOPLE[hero * len(_PEOPLE) // cast] | _FRIENDS[friend * len(_PEOPLE) // cast]
     kind, friend = often(KINDS), often(KINDS)
     slot["kind"] = kind if kind != "child" else "girl" if slot["he"] == "she" else "boy"
     slot["friend"] = slot["B"] if friend == "child" else f"{slot['B']} the {friend}"
@@ -341,12 +343,13 @@ def tales(
     size: int,  # bytes wanted, counting the separators; the last story may go past
     seed: int = 0,  # another seed, other stories
     first: int = 0,  # number of the first story
+    cast: int = 60,  # how many names the book knows
 ) -> Iterator[str]:  # stories, without separators
     "Stories of all plots, one after the other, until `size` bytes are told."
     for number in itertools.count(first):
         if size <= 0:
             return
-        text = story(seed, number)
+        text = story(seed, number, cast=cast)
         size -= len(text) + len(END) + 2
         yield text
 
@@ -516,15 +519,16 @@ def _of_file(
 def _of_tales(
     size: int,  # bytes, both parts together
     seed: int,  # which book
+    cast: int,  # how many names are in it
 ) -> Corpus:
     "The built-in corpus; a twentieth, at most 5 MB, is for validation."
     if size < 10_000:
         raise ValueError(f"a corpus of tales needs 10,000 bytes at least, got {size}")
-    print_of = hashlib.sha256("\n".join(story(seed, number) for number in range(50)).encode()).hexdigest()[:8]
-    folder = data_dir() / f"tales-{size}-{seed}-{print_of}"
+    sample = "\n".join(story(seed, number, cast=cast) for number in range(50))
+    folder = data_dir() / f"tales-{size}-{seed}-{hashlib.sha256(sample.encode()).hexdigest()[:8]}"
     corpus = Corpus(name="tales", train=folder / "train.txt", valid=folder / "valid.txt")
     if not (corpus.train.exists() and corpus.valid.exists()):
-        held = list(tales(min(size // 20, 5_000_000), seed, first=1 << 40))
+        held = list(tales(min(size // 20, 5_000_000), seed, 1 << 40, cast))
         rest = size - min(size // 20, 5_000_000)
         progress = tqdm(
             total=rest, desc="tales", unit="B", unit_scale=True, leave=False, disable=size < 1 << 26
@@ -533,7 +537,7 @@ def _of_tales(
             valid.write_bytes("".join(f"{text}\n{END}\n" for text in held).encode())
             known = set(held)
             with open(train, "wb") as file:
-                for text in tales(rest, seed):
+                for text in tales(rest, seed, cast=cast):
                     if text not in known:
                         progress.update(file.write(f"{text}\n{END}\n".encode()))
     return corpus
@@ -633,6 +637,7 @@ def corpus(
     name: str | Path,  # "tales", "tinystories", "openwebtext", or the path of a UTF-8 text (also .gz)
     size: int = 10_000_000,  # tales only: bytes, both parts together
     seed: int = 0,  # tales only: another seed, other stories
+    cast: int = 60,  # tales only: how many names there are; fewer are learned sooner
 ) -> Corpus:
     """Two files of text under `data_dir()`, made, split or downloaded on first use and found again later.
 
@@ -640,7 +645,7 @@ def corpus(
     Raises `FileNotFoundError` (no such file; offline) or `ValueError` (empty, not UTF-8, nothing to hold out).
     """
     if str(name) == "tales":
-        return _of_tales(size, seed)
+        return _of_tales(size, seed, cast)
     return _of_hub(name) if name in HUB else _of_file(Path(name))
 
 # %% ../nbs/00_data.ipynb #5b4eac69

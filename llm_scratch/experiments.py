@@ -39,6 +39,7 @@ class Experiment:
     name: str  # also the name of the run's folder
     corpus: str = "tales"  # "tales", "tinystories", "openwebtext", or the path of a text file
     corpus_size: int = 8_000_000  # bytes of "tales" to generate; other corpora have the size they have
+    corpus_cast: int = 60  # names known to "tales"
     valid_tokens: int | None = None  # evaluate on the first so many held-out tokens; None: on all
     model: ModelConfig  # the network; its vocab_size is also the tokenizer's
     train: TrainConfig  # optimizer, schedule, batches
@@ -199,13 +200,15 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
 DEMO = Experiment(
     name="demo",
     corpus_size=10_000_000,
-    valid_tokens=1 << 17,
+    corpus_cast=12,
+    valid_tokens=1 << 16,
     model=ModelConfig(
-        vocab_size=2048, context_length=256, d_model=128, num_layers=4, num_heads=4, qk_norm=True
+        vocab_size=2048, context_length=256, d_model=160, num_layers=3, num_heads=5, qk_norm=True,
+        tie_weights=True, tied_init="embedding", embedding_std=0.2, attention_init="copy",
     ),
     train=TrainConfig(
-        steps=1600, batch_size=4, lr=3e-3, lr_min=3e-5, warmup=75, weight_decay=0.1, seed=1,
-        eval_every=800, eval_batch_size=16, checkpoint_every=500, log_every=10,
+        steps=1100, batch_size=8, lr=4e-3, lr_min=4e-5, warmup=50, weight_decay=0.1, seed=1, eval_every=550,
+        eval_batch_size=16, checkpoint_every=300, log_every=10, precision="fast",
     ),
 )  # fmt: skip
 
@@ -242,8 +245,8 @@ def differences(
     b: Experiment,  # what was changed
 ) -> dict[str, tuple]:  # field -> (value in a, value in b)
     "What distinguishes two experiments, apart from their names and what was reported about them."
-    data = lambda e: {"corpus": e.corpus, "corpus_size": e.corpus_size, "valid_tokens": e.valid_tokens}
-    flat = lambda e: asdict(e.model) | asdict(e.train) | data(e)
+    data = ("corpus", "corpus_size", "corpus_cast", "valid_tokens")
+    flat = lambda e: asdict(e.model) | asdict(e.train) | {name: getattr(e, name) for name in data}
     left, right = flat(a), flat(b)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
@@ -270,8 +273,8 @@ def prepare(
     progress: bool = True,  # show bars while a large text is encoded
 ) -> Prepared:
     "Corpus, tokenizer and token files of an experiment: made on first use, then found again in `data_dir()`."
-    size = {"size": experiment.corpus_size} if experiment.corpus == "tales" else {}
-    text = corpus(experiment.corpus, **size)
+    book = {"size": experiment.corpus_size, "cast": experiment.corpus_cast}
+    text = corpus(experiment.corpus, **(book if experiment.corpus == "tales" else {}))
     stem = re.sub(r"\W+", "-", Path(text.name).stem)
     folder = data_dir() / "tokens" / f"{stem}-{experiment.model.vocab_size}-{_fingerprint(text)}"
     saved = folder / "tokenizer.json"
@@ -568,7 +571,7 @@ def _report(run_dir: Path, start: float, story_tokens: int) -> Path:
     print(f"3. A continuation of {prompt!r}:\n")
     model, tokenizer, _ = load_run(run_dir)
     print(prompt, end="", flush=True)
-    for piece in stream(model, tokenizer, prompt, story_tokens, temperature=0.7, top_p=0.95, seed=1):
+    for piece in stream(model, tokenizer, prompt, story_tokens, temperature=0.6, top_p=0.9, seed=1):
         print(piece, end="", flush=True)
     print()
     return plot

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['Linear', 'init_linear', 'Embedding', 'init_embedding', 'RMSNorm', 'silu', 'SwiGLU', 'SiLUFeedForward', 'rope_tables',
            'RotaryPositionalEmbedding', 'softmax', 'scaled_dot_product_attention', 'MultiHeadSelfAttention',
-           'ModelConfig', 'TransformerBlock', 'KVCache', 'TransformerLM', 'parameter_counts', 'num_parameters', 'flops',
-           'activation_bytes', 'training_bytes']
+           'init_copying', 'ModelConfig', 'TransformerBlock', 'KVCache', 'TransformerLM', 'parameter_counts',
+           'num_parameters', 'flops', 'activation_bytes', 'training_bytes']
 
 # %% ../nbs/02_model.ipynb #54e9f801
 import math
@@ -54,10 +54,11 @@ class Embedding(nn.Module):
         self,
         num_embeddings: int,  # V, number of ids
         embedding_dim: int,  # D, length of a vector
+        std: float = 1.0,  # of its entries at the start
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
-        init_embedding(self.weight)
+        init_embedding(self.weight, std)
 
     def forward(
         self,
@@ -71,9 +72,10 @@ class Embedding(nn.Module):
 
 def init_embedding(
     weight: Tensor,  # (V, D), overwritten
+    std: float = 1.0,  # standard deviation
 ) -> None:
-    "Truncated normal of variance 1, cut at 3."
-    nn.init.trunc_normal_(weight, std=1.0, a=-3.0, b=3.0)
+    "Truncated normal, cut at three standard deviations."
+    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
 # %% ../nbs/02_model.ipynb #c25df4e0
 def _at_least_float32(
@@ -320,6 +322,22 @@ class MultiHeadSelfAttention(nn.Module):
             out = scaled_dot_product_attention(q, k, v, mask)
         return self.output_proj(out.transpose(1, 2).flatten(2))
 
+# %% ../nbs/02_model.ipynb #0b0291ae
+def init_copying(
+    value: Tensor,  # (J·K, D), overwritten
+    output: Tensor,  # (D, H·K), overwritten
+    d_head: int,  # K
+) -> None:
+    """Heads that attend alike give the mean of what they attend to: the output matrix undoes the value matrix.
+
+    With J < H key heads the part of the stream that J·K coordinates can hold is passed on.
+    Source: Trockman and Kolter 2023, arXiv:2305.09828; the sign is the one they found in language models.
+    """
+    nn.init.orthogonal_(value)
+    group = output.shape[1] // value.shape[0]  # H/J heads share a value head, and its share of the sum
+    shared = value.detach().unflatten(0, (-1, d_head)).repeat_interleave(group, 0).flatten(0, 1)
+    output.data.copy_(shared.T / group)
+
 # %% ../nbs/02_model.ipynb #358375ba
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -337,7 +355,9 @@ class ModelConfig:
     position: Literal["rope", "none"] = "rope"  # "none": attention does not know the order
     ffn: Literal["swiglu", "silu"] = "swiglu"  # "silu": no gate, 3/2 as wide, as many parameters
     tie_weights: bool = False  # the output layer uses the embedding table
-    tied_init: Literal["linear", "embedding"] = "linear"  # how a shared table starts: small, or variance 1
+    tied_init: Literal["linear", "embedding"] = "linear"  # how a shared table starts: as which of the two
+    embedding_std: float = 1.0  # spread of the embedding table at the start
+    attention_init: Literal["random", "copy"] = "random"  # "copy": heads start by passing on what they read
     qk_norm: bool = False  # RMSNorm on each query and key
     norm_eps: float = 1e-5  # inside every RMSNorm
 
@@ -367,11 +387,11 @@ def _check_config(
         value = getattr(c, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    for name in ("norm", "position", "ffn", "tied_init"):
+    for name in ("norm", "position", "ffn", "tied_init", "attention_init"):
         choices = get_args(get_type_hints(ModelConfig)[name])
         if getattr(c, name) not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(c, name)!r}")
-    for name in ("rope_theta", "norm_eps"):
+    for name in ("rope_theta", "norm_eps", "embedding_std"):
         if not getattr(c, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(c, name)!r}")
     _check_heads(c.d_model, c.num_heads, c.kv_heads)
@@ -399,6 +419,8 @@ class TransformerBlock(nn.Module):
         self.attn = MultiHeadSelfAttention(
             c.d_model, c.num_heads, c.kv_heads, rope, c.qk_norm, c.norm_eps, attention
         )
+        if c.attention_init == "copy":
+            init_copying(self.attn.v_proj.weight, self.attn.output_proj.weight, c.d_head)
         self.ln2 = norm()
         self.ffn = (SwiGLU if c.ffn == "swiglu" else SiLUFeedForward)(c.d_model, c.d_hidden)
 
@@ -530,7 +552,7 @@ class TransformerLM(nn.Module):
             if c.position == "rope"
             else None
         )
-        self.token_embeddings = Embedding(c.vocab_size, c.d_model)
+        self.token_embeddings = Embedding(c.vocab_size, c.d_model, c.embedding_std)
         self.layers = nn.ModuleList(TransformerBlock(c, rope, attention) for _ in range(c.num_layers))
         self.ln_final = RMSNorm(c.d_model, c.norm_eps) if c.norm == "pre" else nn.Identity()
         self.lm_head = Linear(c.d_model, c.vocab_size)

@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'perplexity', 'SGD', 'adamw_update', 'AdamW', 'parameter_groups', 'cosine_lr',
            'wsd_lr', 'clip_gradients', 'check_ids', 'get_batch', 'refuse_impossible', 'TrainConfig', 'choose_device',
-           'autocast_dtype', 'train_step', 'windows', 'vocab_size_of', 'evaluate', 'TrainingError', 'CheckpointError',
-           'ConfigMismatch', 'flush_to_disk', 'replacing_folder', 'unwrap', 'weights', 'parameter_names',
-           'pack_optimizer', 'unpack_optimizer', 'digests', 'config_of', 'require_same', 'save_checkpoint',
-           'read_state', 'load_checkpoint', 'checkpoints', 'read_metrics', 'find_checkpoint', 'claim_folder',
-           'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter', 'compiled',
-           'DeviceMismatch', 'loss_and_gradients', 'check_device', 'make_adamw', 'random_state', 'restore_random_state',
-           'Job', 'train', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'cpu_multiplies_bf16', 'autocast_dtype', 'train_step', 'windows', 'vocab_size_of', 'evaluate',
+           'TrainingError', 'CheckpointError', 'ConfigMismatch', 'flush_to_disk', 'replacing_folder', 'unwrap',
+           'weights', 'parameter_names', 'pack_optimizer', 'unpack_optimizer', 'digests', 'config_of', 'require_same',
+           'save_checkpoint', 'read_state', 'load_checkpoint', 'checkpoints', 'read_metrics', 'find_checkpoint',
+           'claim_folder', 'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter',
+           'compiled', 'DeviceMismatch', 'loss_and_gradients', 'check_device', 'make_adamw', 'random_state',
+           'restore_random_state', 'Job', 'train', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -295,8 +295,8 @@ def refuse_impossible(config: "TrainConfig") -> None:
         (c.context_length is None or c.context_length >= 1, "context_length must be at least 1"),
         (c.schedule in ("cosine", "wsd", "constant"), "schedule must be 'cosine', 'wsd' or 'constant'"),
         (
-            c.precision in ("auto", "fp32", "bf16", "fp16"),
-            "precision must be 'auto', 'fp32', 'bf16' or 'fp16'",
+            c.precision in ("auto", "fast", "fp32", "bf16", "fp16"),
+            "precision must be 'auto', 'fast', 'fp32', 'bf16' or 'fp16'",
         ),
         (0 < c.lr < math.inf, "lr must be positive and finite"),
         (c.lr_min is None or 0 <= c.lr_min <= c.lr, "lr_min must lie between 0 and lr"),
@@ -339,7 +339,7 @@ class TrainConfig:
     eval_batch_size: int = 64  # sequences per batch of an evaluation; changes its speed only
     checkpoint_every: int = 1000  # steps between further checkpoints
     keep_checkpoints: int = 2  # how many of the newest stay, beside the best
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of matrix products; auto: the device's best
+    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"  # see autocast_dtype
     compile: bool = False  # use torch.compile: slow to start, then faster on a GPU
     device: str = "auto"  # cpu, cuda or mps; auto: the best there is
     self_test: bool = True  # compare one batch on a GPU with the CPU first
@@ -386,15 +386,26 @@ def choose_device(
     return torch.device(name)
 
 # %% ../nbs/03_training.ipynb #67f11f7a
+def cpu_multiplies_bf16() -> bool:
+    "Whether this processor has instructions for products of bfloat16 (AVX512-BF16 or AMX); emulated, they are slow."
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11; without it: not known, so no
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def autocast_dtype(
-    precision: str,  # auto, fp32, bf16 or fp16
+    precision: str,  # auto, fast, fp32, bf16 or fp16
     device: torch.device,
 ) -> torch.dtype | None:  # None: everything stays float32
-    "Precision of matrix products. auto: bfloat16, or else float16, on CUDA; float32 elsewhere."
-    if precision == "auto":
-        precision = "fp32"
+    """Precision of matrix products.
+
+    auto: bfloat16, or else float16, on CUDA; float32 elsewhere. fast: the same, but bfloat16 on a CPU that has it.
+    """
+    if precision in ("auto", "fast"):
         if device.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            native = precision == "fast" and device.type == "cpu" and cpu_multiplies_bf16()
+            precision = "bf16" if native else "fp32"
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device, this is {device.type!r}: use bf16 or fp32")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

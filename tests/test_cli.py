@@ -24,7 +24,7 @@ SHELL = [sys.executable, "-c", "import sys; from llm_scratch.cli import main; sy
 TINY = shlex.split(
     "--model.vocab-size 300 --model.context-length 32 --model.d-model 32 --model.num-layers 1 --model.num-heads 2 "
     "--train.batch-size 8 --train.warmup 2 --train.lr 3e-3 --train.lr-min 3e-5 --train.log-every 5 --train.eval-every 10 "
-    "--train.checkpoint-every 10"
+    "--train.checkpoint-every 10 --train.device cpu"
 )
 
 

@@ -56,8 +56,9 @@ def run(folder, kill_at=None, largest_file=None):
     )
     ids = np.random.default_rng(0).integers(60, size=3000)
     config = training.TrainConfig(
-        steps=60, batch_size=4, lr=0.01, log_every=4, eval_every=20, checkpoint_every=9, keep_checkpoints=1
-    )
+        steps=60, batch_size=4, lr=0.01, log_every=4, eval_every=20, checkpoint_every=9, keep_checkpoints=1,
+        device="cpu",
+    )  # fmt: skip
     if largest_file:
         import resource
 
