@@ -16,6 +16,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Compiling the tokenizer engine (half a minute, once)"
+	@$(BIN)/python -c 'from llm_scratch import bpe_engine; bpe_engine.compile_all()'
 	@touch $@
 
 # TEXT=FILE trains on that UTF-8 text instead of the built-in stories.

@@ -3,18 +3,19 @@
 # %% auto #0
 __all__ = ['GPT2_PATTERN', 'pretokenize', 'count_pairs', 'merge_pair', 'train_bpe_naive', 'descending', 'PairTable',
            'learn_merges', 'check_special', 'special_pattern', 'split_special', 'last_cut', 'file_ranges', 'read_range',
-           'ordered_map', 'count_range', 'count_words', 'train_bpe', 'merge_word', 'WordCache', 'Tokenizer',
+           'ordered_map', 'count_range', 'count_words', 'engine', 'train_bpe', 'merge_word', 'WordCache', 'Tokenizer',
            'safe_pieces', 'byte_alphabet', 'to_visible', 'from_visible']
 
 # %% ../nbs/01_tokenizer.ipynb #19d1ce1c
 import json
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
@@ -324,16 +325,21 @@ def ordered_map(
     job: Callable,  # importable from a module, not defined in a notebook; sent to each process once
     tasks: Iterable,
     num_processes: int,  # 1: everything happens here
+    threads: bool = False,  # threads instead, for a job that is compiled code; it may then be any function
 ) -> Iterator:  # job(task) for every task, in order
     "`map` over processes that holds at most two tasks per process at a time, so memory stays bounded."
     if num_processes == 1:
         yield from map(job, tasks)
         return
-    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (job,))
+    if threads:
+        pool, work = ThreadPoolExecutor(num_processes), job
+    else:
+        pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (job,))
+        work = _work
     pending = deque()
     try:
         for task in tasks:
-            pending.append(pool.submit(_work, task))
+            pending.append(pool.submit(work, task))
             if len(pending) == 2 * num_processes:
                 yield pending.popleft().result()
         while pending:
@@ -393,6 +399,60 @@ def count_words(
             bar.update(span[1] - span[0])
     return counts
 
+# %% ../nbs/01_tokenizer.ipynb #b6097f66
+_PIECE = (
+    2**18
+)  # bytes of text that compiled code works on at a time: text and ids stay in the processor's cache
+
+
+def engine(
+    num_bytes: int,  # text to process
+):  # the module `bpe_engine`, or None
+    "The compiled engine of notebook 01a where it pays: for much text, or when it is loaded anyway."
+    wish = os.environ.get("LLM_SCRATCH_ENGINE")
+    loaded = "llm_scratch.bpe_engine" in sys.modules
+    if wish == "plain" or _engine_missing or not (loaded or wish == "fast" or num_bytes >= 2**21):
+        return None
+    try:
+        from llm_scratch import bpe_engine
+    except ImportError as error:
+        _engine_missing.append(error)
+        warnings.warn(
+            f"tokenizing in plain Python ({error}); fifty times as fast with: pip install numba", stacklevel=3
+        )
+        return None
+    if not (loaded or wish == "fast" or bpe_engine.worth_it(num_bytes)):
+        return None
+    if not (loaded or bpe_engine.on_disk()):
+        print("compiling the tokenizer engine: some 20 seconds, once", file=sys.stderr)
+    return bpe_engine
+
+
+_engine_missing = []  # the reason, once it is known
+
+# %% ../nbs/01_tokenizer.ipynb #8c90bbd7
+def _count_compiled(fast, path, special_tokens, num_processes, progress):
+    "The words of a file, counted by the engine."
+    num_processes, _, size = _plan(path, num_processes)
+    special, crew = fast.Special({token.encode(): 0 for token in special_tokens}), fast.Crew(fast.Memory)
+
+    def count(span: tuple[int, int]) -> int:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(span[0])
+            bad = crew(lambda memory: memory.count(span[1] - span[0], special, file))
+        if bad >= 0:
+            read_range(path, span)  # raises, and says where
+        return span[1] - span[0]
+
+    spans = file_ranges(path, special_tokens, _PIECE)
+    with (
+        closing(ordered_map(count, spans, num_processes, threads=True)) as results,
+        tqdm(total=size, unit="B", unit_scale=True, desc="counting words", disable=not progress) as bar,
+    ):
+        for num_bytes in results:
+            bar.update(num_bytes)
+    return crew.total()
+
 # %% ../nbs/01_tokenizer.ipynb #d6566072
 def train_bpe(
     input_path: str | Path,  # UTF-8 text of any size
@@ -416,8 +476,13 @@ def train_bpe(
         raise ValueError(
             f"vocab_size must be at least {len(tokens)} (256 bytes + special tokens), got {vocab_size}"
         )
-    word_counts = count_words(input_path, special_tokens, num_processes, progress)
-    vocab, merges = learn_merges(word_counts, dict(enumerate(tokens)), vocab_size, progress)
+    if fast := engine(os.stat(input_path).st_size):
+        counted = _count_compiled(fast, input_path, special_tokens, num_processes, progress)
+        found, merges = fast.train(counted, list(tokens), vocab_size)
+        vocab = dict(enumerate(found))
+    else:
+        word_counts = count_words(input_path, special_tokens, num_processes, progress)
+        vocab, merges = learn_merges(word_counts, dict(enumerate(tokens)), vocab_size, progress)
     if len(vocab) < vocab_size:
         warnings.warn(
             f"{input_path} has only {len(merges):,} pairs to merge: the vocabulary has {len(vocab):,} tokens, "
@@ -496,6 +561,7 @@ class Tokenizer:
             self._ranks.setdefault((ids[a], ids[b]), len(self._merged))
             self._merged.append(ids[a + b])
         self._cache = WordCache(self._encode_word)
+        self._crew, self._seen = None, 0  # compiled encoders, and how much was encoded without them
 
     def _encode_word(self, word: str) -> list[int]:
         return merge_word([self._byte_ids[byte] for byte in word.encode()], self._ranks, self._merged)
@@ -505,6 +571,20 @@ class Tokenizer:
 def vocab_size(self: Tokenizer) -> int:
     "Greatest id + 1: the number of rows that an embedding needs."
     return max(self.vocab) + 1
+
+# %% ../nbs/01_tokenizer.ipynb #54d4b35b
+@patch
+def _coders(
+    self: Tokenizer,
+    num_bytes: int,  # text to encode; many small ones add up
+):  # `bpe_engine.Crew` of compiled encoders, or None
+    self._seen += num_bytes
+    if self._crew is None and (fast := engine(self._seen)):
+        ranks = sorted(self._ranks.items(), key=lambda item: item[1])
+        merges = np.array([(*pair, self._merged[rank]) for pair, rank in ranks], np.int64)
+        special = {token.encode(): token_id for token, token_id in self.special_tokens.items()}
+        self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, merges, special))
+    return None if os.environ.get("LLM_SCRATCH_ENGINE") == "plain" else self._crew
 
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
 @patch
@@ -519,7 +599,14 @@ def encode(
     text: str,
 ) -> list[int]:
     "Token ids of a text; special tokens in it become their single id."
+    crew = self._crew or self._coders(len(text))
+    if crew and len(text) <= _PIECE:
+        return crew(lambda coder: coder.encode(text.encode()))
     ids = []
+    if crew:
+        for piece in safe_pieces([text], self.special_tokens, _PIECE // 2):
+            ids += crew(lambda coder, piece=piece: coder.encode(piece.encode()))
+        return ids
     for i, part in enumerate(split_special(text, self._special)):
         if i % 2:
             ids.append(self.special_tokens[part])
@@ -597,6 +684,24 @@ def _encode_range(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> n
 
 
 @patch
+def _encode_range_compiled(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
+    "The same by the engine."
+
+    def encode(coder):
+        ids = coder.encode_array(span[1] - span[0], file).astype(
+            np.uint16 if self.vocab_size <= 2**16 else np.uint32
+        )
+        return ids, coder.state["bad"][0] >= 0
+
+    with open(path, "rb", buffering=0) as file:
+        file.seek(span[0])
+        ids, bad = self._crew(encode)
+    if bad:
+        read_range(path, span)  # raises, and says where
+    return ids
+
+
+@patch
 def encode_file(
     self: Tokenizer,
     path: str | Path,  # UTF-8 text of any size
@@ -606,10 +711,12 @@ def encode_file(
 ) -> int:  # number of tokens
     "Writes the token ids of a whole file, in parallel and in bounded memory; equal to `encode` of all its text."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
-    spans = list(file_ranges(path, self.special_tokens, chunk_bytes))
+    crew = self._coders(size)
+    spans = list(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes))
+    job = partial(self._encode_range_compiled if crew else self._encode_range, path)
     with (
         TokenWriter(out, self.vocab_size) as writer,
-        closing(ordered_map(partial(self._encode_range, path), spans, num_processes)) as results,
+        closing(ordered_map(job, spans, num_processes, threads=crew is not None)) as results,
         tqdm(
             total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}", disable=not progress
         ) as bar,

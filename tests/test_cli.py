@@ -255,6 +255,30 @@ def test_run_is_described(cli):
     assert last < first < 7
 
 
+def test_bench(cli, here):
+    code, out, err = cli("bench --help")
+    assert code == 0 and "bench WHAT --help" in out and "tokenizer" in out
+    code, out, err = cli("bench tokenizer --help")
+    assert code == 0 and "llm_scratch bench tokenizer" in out and "--encode-vocab-size" in out
+    refused(cli("bench"), "no benchmark given", "tokenizer")
+    refused(cli("bench tokenzier"), "tokenzier", "tokenizer")
+    refused(cli("bench tokenizer tales.txt --peers nobody"), "nobody", "gigatoken")
+    refused(cli("bench tokenizer missing.txt"), "missing.txt")
+    refused(cli("bench tokenizer tales.txt --rounds 0"), "round")
+    refused(cli("bench tokenizer tales.txt --record runs"), "runs is a folder")
+
+
+def test_bench_measures(cli, here):
+    command = "bench tokenizer tales.txt --vocab-sizes 300 --encode-vocab-size 320 --rounds 1 --threads 1"
+    code, out, err = cli(f"{command} --peers tiktoken --record new/speed.json --plot new/speed.png")
+    assert code == 0, err
+    record = json.loads(Path("new/speed.json").read_text(encoding="utf-8"))
+    assert {"what", "device", "python", "versions", "date", "rows"} <= record.keys()
+    rows = [row for row in record["rows"] if row["peer"] == "tiktoken"]
+    assert {row["task"] for row in rows} == {"encode", "strings"} and all(row["same_ids"] for row in rows)
+    assert out.count("| tiktoken") == len(rows) == 3 and Path("new/speed.png").stat().st_size > 5000
+
+
 def test_existing_run_is_refused_resumed_or_overwritten(cli, here):
     again = ["--corpus", "tales.txt", *TINY, "--train.steps", "20", "--run-dir", "runs/a"]
     weights = sorted(Path("runs/a/checkpoints").glob("*/model.safetensors"))[-1].read_bytes()

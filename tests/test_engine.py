@@ -1,0 +1,298 @@
+"""The compiled tokenizer against the plain one, and against pages of memory that may not be touched."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_scratch import tokenizer
+from llm_scratch.data import END, tales
+
+pytest.importorskip("numba")
+from llm_scratch import bpe_engine as engine
+
+PIECES = [
+    "a", "B", "é", "中", "1", "٣", "½", "'", "s", "ll", "'ve", "'re", " ", "  ", "\n", "\t", "\u3000", "\xa0", "!", "—",
+    "😀", "\u2028", "'t", "x" * 30, "\x1c", "\x85", " 's", " the", "Once upon", "q" * 17, END, "<|end", "<|end|>", "\u0301",
+]  # fmt: skip
+BYTES = [bytes([byte]) for byte in range(256)]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return "".join(f"{story}\n{END}\n" for story in tales(400_000))
+
+
+@pytest.fixture(scope="module")
+def path(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("engine") / "tales.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(path):
+    os.environ["LLM_SCRATCH_ENGINE"] = "plain"
+    try:
+        return tokenizer.train_bpe(path, 1500, [END])
+    finally:
+        del os.environ["LLM_SCRATCH_ENGINE"]
+
+
+@pytest.fixture
+def both(learned, monkeypatch):
+    "(fast, plain): functions of a text -> ids."
+    fast, plain = (tokenizer.Tokenizer(*learned, [END, "<|end|>"]) for _ in range(2))
+
+    def encode(one, engine, text):
+        monkeypatch.setenv("LLM_SCRATCH_ENGINE", engine)
+        return one.encode(text)
+
+    return lambda text: encode(fast, "fast", text), lambda text: encode(plain, "plain", text)
+
+
+def test_same_ids_on_random_texts(both):
+    fast, plain = both
+    draw = random.Random(time.time_ns())
+    for _ in range(5000):
+        text = "".join(draw.choices(PIECES, k=draw.randint(0, 60)))
+        assert fast(text) == plain(text), ascii(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_same_pretokens_on_any_text(text):
+    memory = engine.Memory()
+    assert memory.count(text.encode(), engine.Special({})) == -1
+    assert counted(memory) == Counter(word.encode() for word in tokenizer.pretokenize(text))
+
+
+def counted(memory):
+    words, symbols = memory.listed()
+    return {bytes(symbols[s : s + n].astype(np.uint8)): c for c, s, n in words.tolist()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*map(str.encode, PIECES), b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"]),
+        max_size=80,
+    )
+)
+def test_bytes_that_are_not_utf8_are_found(pieces):
+    data = b"".join(pieces)
+    memory = engine.Memory()
+    bad = memory.count(data, engine.Special({}))
+    try:
+        data.decode()
+        assert bad == -1
+    except UnicodeDecodeError as error:
+        assert bad == error.start
+    assert sum(len(word) * n for word, n in counted(memory).items()) == len(data)  # nothing is lost
+
+
+def test_same_merges(path, monkeypatch, tmp_path):
+    draw = random.Random(time.time_ns())
+    few = "".join(draw.choices(["a", "b", "ab", " a", "aab", "c", "\n", "é"], k=20_000))
+    odd = tmp_path / "odd.txt"
+    odd.write_text(few + "x" * 3000 + "yz" * 2000, encoding="utf-8")
+    for source, size in ((path, 2500), (odd, 600)):
+        results = []
+        for which in ("plain", "fast"):
+            monkeypatch.setenv("LLM_SCRATCH_ENGINE", which)
+            results.append(tokenizer.train_bpe(source, size, [END, "ab"]))
+        assert results[0] == results[1]
+
+
+def test_files_and_streams(learned, path, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    one = tokenizer.Tokenizer(*learned, [END])
+    ids = one.encode(text)
+    monkeypatch.setattr(tokenizer, "_PIECE", 5000)
+    for processes in (1, 3):
+        assert one.encode_file(path, tmp_path / "ids.npy", processes, progress=False) == len(ids)
+        assert np.load(tmp_path / "ids.npy").tolist() == ids
+    assert one.encode(text) == ids  # in pieces
+    for size in (*range(1, 200, 13), 5000):
+        piece = text[: 50 * size]
+        cut = [piece[k : k + size] for k in range(0, len(piece), size)]
+        assert list(one.encode_iterable(cut)) == one.encode(piece)
+
+
+def test_bad_file_is_refused_and_nothing_is_written(learned, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(text.encode()[:300_000] + b"ab \xff cd")
+    with pytest.raises(ValueError, match="byte offset 300,003"):
+        tokenizer.Tokenizer(*learned, [END]).encode_file(bad, tmp_path / "ids.npy", progress=False)
+    with pytest.raises(ValueError, match="byte offset 300,003"):
+        tokenizer.train_bpe(bad, 300)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.txt"]
+
+
+def test_threads_share_a_tokenizer(learned, text, monkeypatch):
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    one = tokenizer.Tokenizer(*learned, [END])
+    pieces = [text[k : k + 700] for k in range(0, 100_000, 700)]
+    expected, found = [one.encode(piece) for piece in pieces], {}
+    threads = [
+        threading.Thread(target=lambda t=t: found.update({t: [one.encode(piece) for piece in pieces]}))
+        for t in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[t] == expected for t in range(4))
+
+
+def test_large_ids_and_long_words(monkeypatch):
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    vocab = {70_000 + byte: bytes([byte]) for byte in range(256)} | {
+        99_999: b"ab",
+        5: b"abab",
+        80_000: b" abab",
+    }
+    merges = [(b"a", b"b"), (b"ab", b"ab"), (b" ", b"abab")]
+    one = tokenizer.Tokenizer(vocab, merges)
+    assert one.encode("abab abab aab") == [5, 80_000, 70_032, 70_097, 99_999]
+    start = time.perf_counter()
+    assert one.encode("ab" * 500_000 + " ") == [5] * 250_000 + [70_032]
+    assert time.perf_counter() - start < 20  # quadratic time would be hours
+
+
+def test_words_that_want_the_same_slot():
+    memory, draw, words = engine.Memory(), random.Random(0), []
+    while len(words) < 1500:
+        word = bytes(draw.choices(b"abcdefghijklmnopqrstuvwxyz", k=draw.randint(5, 12)))
+        low, high = int.from_bytes(word[:8], "little"), int.from_bytes(word[8:], "little") | len(word) << 56
+        if (low * int(engine.MIX1) ^ high * int(engine.MIX2)) % 2**64 >> 60 == 15:
+            words.append(word)
+    for _ in range(2):
+        memory.count(b"\n".join(words), engine.Special({}))
+    expected = Counter(words + [b"\n"] * (len(words) - 1))
+    assert counted(memory) == {word: 2 * n for word, n in expected.items()}
+
+
+GUARDED = """
+import ctypes, mmap
+import numpy as np
+from llm_scratch import bpe_engine as engine
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+
+def guarded(size):
+    "Address of `size` bytes behind which nothing may be touched."
+    whole = -(-size // PAGE) * PAGE
+    memory = mmap.mmap(-1, whole + PAGE)
+    keep.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(PAGE), 0) == 0
+    return address + whole - size
+
+keep = []
+merges = np.array([[97, 98, 256], [256, 256, 257]])
+pieces = [b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30]
+for n in range(0, 200):
+    data = b"".join(pieces[(n + k) % len(pieces)] for k in range(60))[:n]
+    coder = engine.Coder(range(256), merges, {b"<|e|>": 300})
+    coder.reserve(n // 2 + 256, n // 16 + 1, n)
+    arena = n + engine.PAD
+    for name, size in (("text", n + engine.PAD), ("out", 4 * (n + engine.PAD)), ("arena", coder.sizes[2] + engine.PAD),
+                       ("starts", 8 * (engine.BATCH + 2)), ("ids", 4 * len(coder.ids))):
+        coder.state[name] = guarded(size)
+    ctypes.memmove(int(coder.state["text"][0]), data, n)
+    segments = coder.special.segments(int(coder.state["text"][0]), n)
+    m = engine.encode_segments(coder.address, segments)
+    got = np.ctypeslib.as_array((ctypes.c_uint32 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
+    assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}).encode(data), n
+print("inside")
+if __import__("sys").argv[1:] == ["break"]:
+    coder.state["text"] += 4096
+    engine.encode_segments(coder.address, np.array([[0, 64, -1]]))
+"""
+
+
+def in_python(code, *args, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], env=os.environ | env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect as Linux has it")
+def test_nothing_behind_the_buffers_is_touched():
+    done = in_python(GUARDED)
+    assert done.stdout == "inside\n" and done.returncode == 0, done.stderr[-2000:]
+    assert in_python(GUARDED, "break").returncode < 0  # the guard does guard
+
+
+def test_array_bounds():
+    code = """
+import random
+from llm_scratch import bpe_engine as engine
+draw, memory = random.Random(0), engine.Memory()
+for _ in range(50):
+    memory.count("".join(draw.choices(["a", "b", " ab", "é", "c" * 40, "\\n", "'s"], k=200)).encode(), engine.Special({b"<": 1}))
+tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
+ids = {token: i for i, token in enumerate(tokens)}
+coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
+coder.encode(b"abab ab's " * 50 + b"c" * 500 + b"<")
+print("inside")
+"""
+    done = in_python(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull + "-none", NUMBA_OPT="1")
+    assert done.stdout == "inside\n", done.stderr[-2000:]
+
+
+def test_without_numba(path):
+    code = """
+import sys, warnings
+sys.modules["numba"] = None
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as caught:
+    from llm_scratch.tokenizer import Tokenizer, train_bpe
+    one = Tokenizer(*train_bpe(sys.argv[1], 400, num_processes=1), ["<|endoftext|>"])
+    print(one.decode(one.encode("Once upon a time")), len(caught), "pip install numba" in str(caught[0].message))
+"""
+    done = in_python(code, str(path), LLM_SCRATCH_ENGINE="fast")
+    assert done.stdout == "Once upon a time 1 True\n", done.stderr
+
+
+def test_small_texts_load_nothing(path):
+    code = """
+import sys
+from llm_scratch.tokenizer import Tokenizer, train_bpe
+one = Tokenizer(*train_bpe(sys.argv[1], 400, num_processes=1))
+one.encode("Once upon a time" * 1000)
+print("numba" in sys.modules)
+"""
+    done = in_python(code, str(path))
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_compiled_code_goes_elsewhere_where_its_folder_cannot_be_written(tmp_path):
+    "As in a system-wide installation: into the user's cache."
+    copy = tmp_path / "site" / "llm_scratch"
+    copy.mkdir(parents=True)
+    for name in ("__init__.py", "bpe_engine.py", "data.py"):
+        (copy / name).write_bytes((Path(engine.__file__).parent / name).read_bytes())
+    (copy / "__pycache__").write_text("a file where the folder should be")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from llm_scratch import bpe_engine as engine
+assert engine.__file__.startswith(sys.argv[1]), engine.__file__
+print(engine.Memory().count(b"a b", engine.Special({})))
+"""
+    done = in_python(code, str(copy.parent), HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.stdout == "-1\n", done.stderr
+    assert list((tmp_path / "cache").rglob("*.nbi"))
