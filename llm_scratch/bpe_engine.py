@@ -2,23 +2,25 @@
 
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
-           'EDGE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'SLOT_BYTES', 'HUGE', 'WORD',
-           'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW', 'TASKS', 'OURS', 'PEERS',
-           'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch',
-           'ascii_masks', 'equal_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text',
-           'wide_masks', 'contraction', 'split_contractions', 'block_begins', 'scan', 'home_of', 'find', 'hash_long',
-           'same_bytes', 'find_long', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory',
-           'wanted_sizes', 'reserve', 'read', 'next_batch', 'count_segment', 'count_segments', 'Special', 'special_at',
-           'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs',
-           'first_lists', 'note', 'rewrite', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push',
-           'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'with_events',
-           'learn', 'train', 'find_rank', 'rank_of', 'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many',
-           'merge_word', 'packed', 'emit', 'new_short', 'encode_long', 'encode_segment', 'has_room', 'encode_text',
-           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer',
-           'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
-           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'EDGE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES',
+           'VALUE_AT', 'HUGE', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW',
+           'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64',
+           'load32', 'equal16', 'copy16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks',
+           'equal_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'wide_masks',
+           'contraction', 'split_contractions', 'block_begins', 'scan', 'home_of', 'find', 'hash_long', 'same_bytes',
+           'find_long', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
+           'reserve', 'read', 'batch_of', 'next_batch', 'count_elsewhere', 'count_segment', 'count_segments', 'Special',
+           'special_at', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy',
+           'count_pairs', 'first_lists', 'note', 'rewrite', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins',
+           'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors',
+           'merge_pair', 'with_events', 'learn', 'train', 'find_rank', 'rank_of', 'fill_ranks', 'merge_few', 'rise',
+           'sink', 'merge_many', 'merge_word', 'packed', 'emit', 'value_elsewhere', 'encode_segment', 'has_room',
+           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it',
+           'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
+           'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
+           'save_benchmark', 'plot_tokenizer_benchmark']
 
-# %% ../nbs/01a_bpe_engine.ipynb #5743ded7
+# %% ../nbs/01a_bpe_engine.ipynb #61a18e29
 import inspect
 import json
 import mmap
@@ -52,7 +54,7 @@ from tqdm.auto import tqdm
 
 from .data import END, corpus, replacing
 
-# %% ../nbs/01a_bpe_engine.ipynb #8293cc02
+# %% ../nbs/01a_bpe_engine.ipynb #2e5163db
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -68,7 +70,7 @@ def _loaded(builder, address, kind):
     value.align = 1  # may lie anywhere, not only at multiples of its size
     return value
 
-# %% ../nbs/01a_bpe_engine.ipynb #159b398c
+# %% ../nbs/01a_bpe_engine.ipynb #6b3a19e7
 @intrinsic
 def load64(typing, address):
     "The 8 bytes at an address as a number, the first the lowest."
@@ -95,11 +97,40 @@ def store64(typing, address, value):
 
 
 @intrinsic
+def load32(typing, address):
+    "4 bytes."
+    return types.int64(types.int64), lambda c, builder, s, args: builder.zext(
+        _loaded(builder, args[0], _I32), _I64
+    )
+
+
+@intrinsic
+def equal16(typing, a, b):
+    "Whether the 16 bytes at two addresses are the same."
+    kind = ir.IntType(128)
+    return types.boolean(types.int64, types.int64), lambda c, builder, s, args: builder.icmp_unsigned(
+        "==", _loaded(builder, args[0], kind), _loaded(builder, args[1], kind)
+    )
+
+
+@intrinsic
+def copy16(typing, target, source):
+    "Copies 16 bytes."
+
+    def build(context, builder, signature, args):
+        kind = ir.VectorType(_I64, 2)
+        builder.store(_loaded(builder, args[1], kind), _pointer(builder, args[0], kind)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
 def pointer(typing, address):
     "An address as `numba.carray` wants it, to see an array there."
     return types.voidptr(types.int64), lambda c, builder, s, args: _pointer(builder, args[0], _I8)
 
-# %% ../nbs/01a_bpe_engine.ipynb #726792a2
+# %% ../nbs/01a_bpe_engine.ipynb #42c3d046
 @intrinsic
 def trailing_zeros(typing, x):
     "Index of the lowest set bit; 64 for zero."
@@ -127,7 +158,7 @@ def prefetch(typing, address):
 
     return types.void(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #11e21bdd
+# %% ../nbs/01a_bpe_engine.ipynb #3903b95b
 @intrinsic
 def ascii_masks(typing, address):
     "Masks of the 64 bytes at an address: ASCII letters, digits, white space, blanks, apostrophes; bytes above 127."
@@ -150,7 +181,7 @@ def ascii_masks(typing, address):
 
     return kind(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #0be13230
+# %% ../nbs/01a_bpe_engine.ipynb #ac7737e5
 @intrinsic
 def equal_mask(typing, address, byte):
     "Mask of the bytes equal to one, of the 64 at an address."
@@ -165,13 +196,13 @@ def equal_mask(typing, address, byte):
 
     return types.uint64(types.int64, types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #40946a12
+# %% ../nbs/01a_bpe_engine.ipynb #f2405efc
 # nogil: threads really run at the same time. cache: compiled once, kept on disk; not in the notebook, where an edit
 # in one cell would go unnoticed by the cached code of another.
 jit = njit(nogil=True, cache=__name__ != "__main__")
 inline = njit(nogil=True, cache=__name__ != "__main__", forceinline=True)  # belongs into its caller's loop
 
-# %% ../nbs/01a_bpe_engine.ipynb #7fb6197b
+# %% ../nbs/01a_bpe_engine.ipynb #6db59735
 OTHER, LETTER, NUMBER, WHITE = range(4)
 
 
@@ -191,7 +222,7 @@ def class_tables() -> tuple[
 
 PAGE_OF, PAGES = class_tables()
 
-# %% ../nbs/01a_bpe_engine.ipynb #b462f008
+# %% ../nbs/01a_bpe_engine.ipynb #7008e564
 ZERO, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
 
@@ -226,54 +257,21 @@ def is_white(text, i, end):
         return byte == ord(" ") or ord("\t") <= byte <= ord("\r")
     return wide_class(text, i, end)[0] == WHITE
 
-# %% ../nbs/01a_bpe_engine.ipynb #e2967889
-_CARRIES = (
-    "letter",
-    "number",
-    "other",
-    "white",
-    "blank",
-)  # class of the last byte of the block before: 0 or 1
+# %% ../nbs/01a_bpe_engine.ipynb #f26a679f
+_CARRIES = "letter number other white blank"  # class of the last byte of the block before: 0 or 1
 _SPILLS = (
-    "spill_letter",
-    "spill_number",
-    "spill_other",
-    "spill_white",
-)  # bits of a character that began before
-_SCAN = [
-    (name, np.uint64) for name in (*_CARRIES, *_SPILLS, "drop", "mark", "shift")
-]  # begins to drop, to add
+    "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
+)
+_REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
 _TABLES = (
-    "text",
-    "out",
-    "starts",
-    "keys",
-    "slots",
-    "num_slots",
-    "used",
-    "longs",
-    "num_longs",
-    "long_used",
-    "arena",
-    "arena_size",
-    "arena_used",
+    "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
 )
-_CODER = (
-    "byte_ids",
-    "ranks",
-    "num_ranks",
-    "ids",
-    "ids_size",
-    "ids_used",
-    "symbols",
-    "order",
-    "left",
-    "right",
-    "heap",
-)
-STATE = np.dtype(
-    _SCAN + [(name, np.int64) for name in ("bad", *_TABLES, *_CODER)]
-)  # bad: first byte that is not UTF-8
+_CODER = "byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
+_UNSIGNED, _SIGNED = (
+    f"{_CARRIES} {_SPILLS} {_REST}".split(),
+    f"bad {_TABLES} {_CODER}".split(),
+)  # bad: byte not UTF-8
+STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
 
 @inline
@@ -289,7 +287,7 @@ def begin_text(state):
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     state.drop = state.mark = ZERO
 
-# %% ../nbs/01a_bpe_engine.ipynb #b459e0a1
+# %% ../nbs/01a_bpe_engine.ipynb #f71a8dcb
 @jit
 def wide_masks(text, i, end, high, state):
     "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes of white ones; the last of a run."
@@ -324,7 +322,7 @@ def wide_masks(text, i, end, high, state):
                 last |= ONE << np.uint64(j)
     return letter, number, other, white, lead, last
 
-# %% ../nbs/01a_bpe_engine.ipynb #7226b26b
+# %% ../nbs/01a_bpe_engine.ipynb #3912eab2
 @inline
 def contraction(text, i, end):
     "Length of the contraction at the apostrophe i, or 0: 's 'd 'm 't 'll 've 're."
@@ -359,7 +357,7 @@ def split_contractions(text, i, end, quotes, begins, state):
                 state.mark |= ONE << np.uint64(j + length - 64)
     return begins
 
-# %% ../nbs/01a_bpe_engine.ipynb #a9173064
+# %% ../nbs/01a_bpe_engine.ipynb #d3030cb4
 @inline
 def block_begins(text, i, end, carry, state):
     "Mask of the bytes of the block at i where a pre-token begins; and the carries, from the block before to the next."
@@ -419,7 +417,7 @@ def scan(text, i, end, state, starts, filled, capacity):
     state.letter, state.number, state.other, state.white, state.blank = carry
     return min(i, end), filled
 
-# %% ../nbs/01a_bpe_engine.ipynb #e7a7bb19
+# %% ../nbs/01a_bpe_engine.ipynb #16881d48
 BATCH = 256  # words whose slots are on their way at the same time
 SHORT = 15  # longest word that a key holds whole [bytes]
 MIX1, MIX2, MIX3 = (
@@ -428,13 +426,12 @@ MIX1, MIX2, MIX3 = (
     np.uint64(0xC2B2AE3D27D4EB4F),
 )  # odd, without pattern
 
-KEY = np.dtype(
-    [("low", np.uint64), ("high", np.uint64), ("home", np.int64)]
-)  # home: slot where the search begins
+KEY = np.dtype([("low", np.uint64), ("high", np.uint64)])
 SLOT = np.dtype([("low", np.uint64), ("high", np.uint64), ("value", np.uint64), ("more", np.uint64)])
 LONG = np.dtype(
     [("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)]
 )
+KEY_BYTES, SLOT_BYTES, VALUE_AT = KEY.itemsize, SLOT.itemsize, SLOT.fields["value"][1]
 
 
 @inline
@@ -453,7 +450,7 @@ def find(slots, home, low, high):
         i = (i + 1) & (len(slots) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #2724f961
+# %% ../nbs/01a_bpe_engine.ipynb #194d752f
 @jit
 def hash_long(text, length):
     "64-bit hash of more than 8 bytes; never 0."
@@ -486,10 +483,13 @@ def find_long(state, text, length, h):
         i = (i + 1) & (len(longs) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #700c3626
+# %% ../nbs/01a_bpe_engine.ipynb #b1cc2680
 @jit
-def make_keys(text, starts, words, keys, state):
-    "Keys of words 0 ... words - 1; word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start."
+def make_keys(text, starts, words, keys, homes, state):
+    """Keys of words 0 ... words - 1 and addresses of their home slots, which are asked for.
+
+    Word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start.
+    """
     start, slots, shift = starts[0], state.slots, state.shift
     for j in range(words):
         stop = starts[j + 1]
@@ -504,15 +504,12 @@ def make_keys(text, starts, words, keys, state):
             ) << np.uint64(56)
         else:
             low, high = hash_long(text + start, length), ZERO
-        home = home_of(low, high, shift)
-        keys[j].low, keys[j].high, keys[j].home = low, high, home
-        prefetch(slots + SLOT_BYTES * home)
+        keys[j].low, keys[j].high = low, high
+        homes[j] = slots + SLOT_BYTES * home_of(low, high, shift)
+        prefetch(homes[j])
         start = stop
 
-
-SLOT_BYTES = SLOT.itemsize
-
-# %% ../nbs/01a_bpe_engine.ipynb #6d28b795
+# %% ../nbs/01a_bpe_engine.ipynb #24a76cc9
 @inline
 def add_short(slots, i, low, high, value, more, state):
     "Adds to what a slot holds; an empty one is taken first."
@@ -557,13 +554,15 @@ def absorb(address, other_address):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #34d42e53
+# %% ../nbs/01a_bpe_engine.ipynb #9492675e
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
     num_bytes = size * dtype.itemsize
     if num_bytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(size, dtype)
-    memory = mmap.mmap(-1, num_bytes + HUGE)
+    memory = mmap.mmap(
+        -1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # shared memory has none
     memory.madvise(mmap.MADV_HUGEPAGE)
     skip = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE  # to where a large page begins
     return np.frombuffer(memory, dtype, size, skip)
@@ -575,13 +574,14 @@ HUGE = 1 << 21  # bytes in a large page
 class Memory:
     "Owns a state and all that it points to; for one thread at a time."
 
-    FULL = 0.7  # share of slots in use at most: searches stay short
+    FULL = 0.8  # share of slots in use at most: searches stay short
 
     def __init__(self, num_slots: int = 1 << 12, num_longs: int = 1 << 8, arena_size: int = 1 << 12):
         self.state = np.zeros(1, STATE)
         self.address = self.state.ctypes.data
         self.own("starts", np.zeros(BATCH + 2, np.int64))
         self.own("keys", np.zeros(BATCH, KEY))
+        self.own("homes", np.zeros(BATCH, np.int64))
         self.make_tables(num_slots, num_longs, arena_size)
         self.make_buffer(1 << 12)
 
@@ -610,7 +610,7 @@ class Memory:
         "Number of different words."
         return int(self.state["used"][0] + self.state["long_used"][0])
 
-# %% ../nbs/01a_bpe_engine.ipynb #0159bfab
+# %% ../nbs/01a_bpe_engine.ipynb #5ada8fdb
 def wanted_sizes(self: Memory, words: int, long_words: int, long_bytes: int) -> tuple[int, int, int]:
     "Sizes of tables that have room for so many more."
     used = (self.state[name][0] for name in ("used", "long_used", "arena_used"))
@@ -650,35 +650,50 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
 
 Memory.wanted_sizes, Memory.reserve, Memory.read = wanted_sizes, reserve, read
 
-# %% ../nbs/01a_bpe_engine.ipynb #59c6ddac
+# %% ../nbs/01a_bpe_engine.ipynb #a9eb4f94
 @inline
-def next_batch(text, i, n, filled, starts, keys, state):
+def batch_of(state):
+    "(starts, keys, homes): room for a batch of words."
+    starts = carray(pointer(state.starts), BATCH + 2, np.int64)
+    return starts, carray(pointer(state.keys), BATCH, KEY), carray(pointer(state.homes), BATCH, np.int64)
+
+
+@inline
+def next_batch(text, i, n, filled, starts, keys, homes, state):
     "Scans on from byte i; -> (byte reached, words in the batch). `filled` is 1 if the first word has begun already."
     i, filled = scan(text, i, n, state, starts, filled, BATCH)
     words = filled - 1  # the last one may go on in the next block
     if i >= n:
         starts[filled] = n
         words = filled
-    make_keys(text, starts, words, keys, state)
+    make_keys(text, starts, words, keys, homes, state)
     return i, words
+
+
+@jit
+def count_elsewhere(text, length, key, home, state):
+    "Counts a word that is not in its home slot."
+    if key.high == 0:
+        return add_long(text, length, key.low, ONE, ZERO, state)
+    slots = carray(pointer(state.slots), state.num_slots, SLOT)
+    k = find(slots, (home - state.slots) // SLOT_BYTES, key.low, key.high)
+    add_short(slots, k, key.low, key.high, ONE, ZERO, state)
 
 
 @jit
 def count_segment(text, n, state):
     "Adds 1 to the value of every word of a text of n bytes."
-    starts = carray(pointer(state.starts), BATCH + 2, np.int64)
-    keys = carray(pointer(state.keys), BATCH, KEY)
-    slots = carray(pointer(state.slots), state.num_slots, SLOT)
+    starts, keys, homes = batch_of(state)
     begin_text(state)
     i = filled = 0
     while i < n:
-        i, words = next_batch(text, i, n, filled, starts, keys, state)
+        i, words = next_batch(text, i, n, filled, starts, keys, homes, state)
         for j in range(words):
-            if keys[j].high != 0:
-                k = find(slots, keys[j].home, keys[j].low, keys[j].high)
-                add_short(slots, k, keys[j].low, keys[j].high, ONE, ZERO, state)
+            value = homes[j] + VALUE_AT
+            if equal16(homes[j], state.keys + KEY_BYTES * j):
+                store64(value, load64(value) + ONE)
             else:
-                add_long(text + starts[j], starts[j + 1] - starts[j], keys[j].low, ONE, ZERO, state)
+                count_elsewhere(text + starts[j], starts[j + 1] - starts[j], keys[j], homes[j], state)
         starts[0], filled = starts[words], 1
 
 
@@ -690,7 +705,7 @@ def count_segments(address, segments):
         if start < stop:
             count_segment(state.text + start, stop - start, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #24e64370
+# %% ../nbs/01a_bpe_engine.ipynb #a69a8089
 class Special:
     "Special tokens, laid out for compiled code: the longest first."
 
@@ -743,7 +758,7 @@ def segments_between(text, n, firsts, letters, ends, ids):
     segments[k, 0], segments[k, 1], segments[k, 2] = start, n, -1
     return segments[: k + 1]
 
-# %% ../nbs/01a_bpe_engine.ipynb #b73efc5e
+# %% ../nbs/01a_bpe_engine.ipynb #434598c4
 def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
     "Adds the words of a text; returns the place of its first byte that is not UTF-8, or -1."
     n = self.read(data, file)
@@ -753,7 +768,7 @@ def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
 
 Memory.count = count
 
-# %% ../nbs/01a_bpe_engine.ipynb #582e8487
+# %% ../nbs/01a_bpe_engine.ipynb #5cdb5ee6
 WORD = np.dtype([("count", np.int64), ("start", np.int64), ("length", np.int64)])
 
 
@@ -794,7 +809,7 @@ def listed(self: Memory) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of
 
 Memory.listed = listed
 
-# %% ../nbs/01a_bpe_engine.ipynb #a0034f83
+# %% ../nbs/01a_bpe_engine.ipynb #ea67889c
 NONE = -1  # no row
 PAIR = np.dtype(
     [
@@ -840,7 +855,7 @@ def row_of(pair_slots, pairs, used, left, right):
         used += 1
     return np.int64(pair_slots[i]), used
 
-# %% ../nbs/01a_bpe_engine.ipynb #153d8e1b
+# %% ../nbs/01a_bpe_engine.ipynb #50a536c8
 @jit
 def roomy(pair_slots, pairs, used, more):
     "(slots, rows) with room for `more` pairs; at most half of the slots are in use, so searches are short."
@@ -890,7 +905,7 @@ def first_lists(words, pairs, used, rows, newest):
                 pair.num_words += 1
     return lists, end
 
-# %% ../nbs/01a_bpe_engine.ipynb #02aa64b5
+# %% ../nbs/01a_bpe_engine.ipynb #719b09de
 SIDE = np.dtype(
     [("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)]
 )  # of a neighbor
@@ -954,7 +969,7 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
 
 WORD_BYTES = WORD.itemsize
 
-# %% ../nbs/01a_bpe_engine.ipynb #454238fe
+# %% ../nbs/01a_bpe_engine.ipynb #aeeeffd5
 @inline
 def gain(pair_slots, pairs, used, left, right, row, lists, end):
     "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, their end)."
@@ -986,7 +1001,7 @@ def lose(pair_slots, pairs, left, right, row):
     pairs[pair_slots[i]].count -= row.change
     row.change = row.num_words = 0
 
-# %% ../nbs/01a_bpe_engine.ipynb #161fca4b
+# %% ../nbs/01a_bpe_engine.ipynb #d5dee20b
 ENTRY = np.dtype([("count", np.int64), ("pair", np.int64)])
 
 
@@ -1025,7 +1040,7 @@ def wins(spelling, pairs, x, y):
         order = compare(spelling, pairs[x.pair].right, pairs[y.pair].right)
     return order > 0
 
-# %% ../nbs/01a_bpe_engine.ipynb #78da274f
+# %% ../nbs/01a_bpe_engine.ipynb #4bbb0730
 @inline
 def swap(heap, i, j):
     count, pair = heap[i].count, heap[i].pair
@@ -1091,7 +1106,7 @@ def commonest(heap, size, threshold, pairs, used, spelling):
         if threshold <= pairs[p].count < claimed:  # it fell since; one that rose has another entry
             size = push(heap, size, p, spelling, pairs)
 
-# %% ../nbs/01a_bpe_engine.ipynb #a705fc2c
+# %% ../nbs/01a_bpe_engine.ipynb #0cb45af2
 @jit
 def find_token(names, spelling, t):
     "Slot of the token with the bytes of token t, or the empty slot where it belongs."
@@ -1131,7 +1146,7 @@ def first_names(vocab, vocab_size, first, text):
         names[find_token(names, (prefix, first, text), t)] = t
     return prefix, names
 
-# %% ../nbs/01a_bpe_engine.ipynb #1c5dfb37
+# %% ../nbs/01a_bpe_engine.ipynb #7ed54c6a
 @jit
 def neighbors(vocab_size):
     "(changes by neighbor, neighbors seen, events), all empty."
@@ -1159,7 +1174,7 @@ def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
     pairs[p].count = pairs[p].num_words = 0
     return (pair_slots, pairs, used), lists, end, n, m
 
-# %% ../nbs/01a_bpe_engine.ipynb #ef8a3e41
+# %% ../nbs/01a_bpe_engine.ipynb #5e977e72
 @jit
 def with_events(lefts, rights, todo, words):
     "The same with room for the events of some words: at most one a symbol."
@@ -1208,7 +1223,7 @@ def learn(words, symbols, vocab, vocab_size, first, text):
                     size = push(heap, size, side[neighbor].row, (prefix, first, text), pairs)
     return vocab, first, text, merges[:done]
 
-# %% ../nbs/01a_bpe_engine.ipynb #fa6e14e4
+# %% ../nbs/01a_bpe_engine.ipynb #7bf08187
 def train(
     counted: Memory,  # the words of a text
     tokens: Sequence[bytes],  # to begin with: the 256 single bytes, then special tokens
@@ -1222,9 +1237,9 @@ def train(
     tokens = [spelled[cuts[t] : cuts[t + 1]] for t in range(vocab)]
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]
 
-# %% ../nbs/01a_bpe_engine.ipynb #39f5804e
+# %% ../nbs/01a_bpe_engine.ipynb #ec8c435f
 RANK = np.dtype([("pair", np.uint64), ("rank", np.int32), ("merged", np.int32)])
-NEVER = 1 << 30  # rank of a pair that is not merged
+NEVER = 1 << 62  # of a pair that is not merged
 FEW = 32  # symbols in a word up to which looking at all is faster than a heap
 
 
@@ -1240,25 +1255,26 @@ def find_rank(ranks, left, right):
 
 @inline
 def rank_of(ranks, left, right):
-    i = find_rank(ranks, left, right)
-    return np.int64(ranks[i].rank) if ranks[i].pair != 0 else NEVER
+    "rank * 2^32 + id of the merged pair, which sorts like the rank; NEVER if it is not merged."
+    entry = ranks[find_rank(ranks, left, right)]
+    return np.int64(entry.rank) << 32 | np.int64(entry.merged) if entry.pair != 0 else NEVER
 
 
 @jit
-def fill_ranks(ranks, lefts, rights, merged):
-    "Enters pairs in the order learned; of equal pairs the first counts."
+def fill_ranks(ranks, byte_ranks, byte_ids, lefts, rights, merged):
+    "Enters pairs in the order learned (of equal ones the first counts), and the ranks of all pairs of bytes."
     for r in range(len(lefts)):
         entry = ranks[find_rank(ranks, lefts[r], rights[r])]
         if entry.pair == 0:
             entry.pair = np.uint64(lefts[r] + 1) << np.uint64(32) | np.uint64(rights[r])
             entry.rank, entry.merged = r, merged[r]
+    for b in range(1 << 16):
+        byte_ranks[b] = rank_of(ranks, byte_ids[b >> 8], byte_ids[b & 255])
 
-# %% ../nbs/01a_bpe_engine.ipynb #1475cca3
+# %% ../nbs/01a_bpe_engine.ipynb #995a71e5
 @jit
 def merge_few(symbols, order, n, ranks):
     "Merges in place, smallest rank first; -> symbols left. order[i] is the rank of symbols i and i + 1."
-    for i in range(n - 1):
-        order[i] = rank_of(ranks, symbols[i], symbols[i + 1])
     while n > 1:
         best = 0
         for i in range(1, n - 1):
@@ -1266,17 +1282,16 @@ def merge_few(symbols, order, n, ranks):
                 best = i
         if order[best] == NEVER:
             break
-        symbols[best] = ranks[find_rank(ranks, symbols[best], symbols[best + 1])].merged
+        symbols[best] = order[best] & 0xFFFFFFFF
         n -= 1
         for i in range(best + 1, n):
             symbols[i], order[i] = symbols[i + 1], order[i + 1]
-        if best + 1 < n:
-            order[best] = rank_of(ranks, symbols[best], symbols[best + 1])
+        order[best] = rank_of(ranks, symbols[best], symbols[best + 1]) if best + 1 < n else NEVER
         if best > 0:
             order[best - 1] = rank_of(ranks, symbols[best - 1], symbols[best])
     return n
 
-# %% ../nbs/01a_bpe_engine.ipynb #3b4637eb
+# %% ../nbs/01a_bpe_engine.ipynb #863ee7b3
 @inline
 def rise(heap, size, entry):
     "Adds an entry to a heap of integers, the smallest first; -> its size."
@@ -1309,18 +1324,16 @@ def merge_many(symbols, order, left, right, heap, n, ranks):
     "The same for a long word. Entries of the heap are rank * 2^32 + position; `heap` has room for 2n."
     size = 0
     for i in range(n):
-        left[i], right[i], order[i] = i - 1, i + 1, NEVER
-        if i + 1 < n:
-            order[i] = rank_of(ranks, symbols[i], symbols[i + 1])
+        left[i], right[i] = i - 1, i + 1
         if order[i] < NEVER:
-            size = rise(heap, size, order[i] << 32 | i)
+            size = rise(heap, size, (order[i] >> 32) << 32 | i)
     while size:
         rank, i = heap[0] >> 32, heap[0] & 0xFFFFFFFF
         size = sink(heap, size)
-        if order[i] != rank:
+        if order[i] >> 32 != rank:
             continue  # one of the two has been merged with another since
         j = right[i]
-        symbols[i] = ranks[find_rank(ranks, symbols[i], symbols[j])].merged
+        symbols[i] = order[i] & 0xFFFFFFFF
         right[i], order[i], order[j] = right[j], NEVER, NEVER
         if right[j] < n:
             left[right[j]] = i
@@ -1328,29 +1341,33 @@ def merge_many(symbols, order, left, right, heap, n, ranks):
             if x >= 0 and right[x] < n:
                 order[x] = rank_of(ranks, symbols[x], symbols[right[x]])
                 if order[x] < NEVER:
-                    size = rise(heap, size, order[x] << 32 | x)
+                    size = rise(heap, size, (order[x] >> 32) << 32 | x)
     m = i = 0
     while i < n:
         symbols[m] = symbols[i]
         m, i = m + 1, right[i]
     return m
 
-# %% ../nbs/01a_bpe_engine.ipynb #f017c755
+# %% ../nbs/01a_bpe_engine.ipynb #820e7e07
 @jit
 def merge_word(text, n, state):
     "Leaves the ids of a word of n bytes in state.symbols; -> how many. The scratch arrays are as long as the text buffer."
     symbols = carray(pointer(state.symbols), n, np.int64)
     order = carray(pointer(state.order), n, np.int64)
     byte_ids = carray(pointer(state.byte_ids), 256, np.int64)
+    byte_ranks = carray(pointer(state.byte_ranks), 1 << 16, np.int64)
     ranks = carray(pointer(state.ranks), state.num_ranks, RANK)
     for i in range(n):
-        symbols[i] = byte_ids[load8(text + i)]
+        byte = load8(text + i)
+        symbols[i] = byte_ids[byte]
+        order[i] = byte_ranks[byte << 8 | load8(text + i + 1)]
+    order[n - 1] = NEVER
     if n <= FEW:
         return merge_few(symbols, order, n, ranks)
     left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
     return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks)
 
-# %% ../nbs/01a_bpe_engine.ipynb #fffead93
+# %% ../nbs/01a_bpe_engine.ipynb #01ced213
 @jit
 def packed(n, state):
     "(value, more) for the n ids in state.symbols."
@@ -1369,54 +1386,50 @@ def packed(n, state):
 
 
 @inline
-def emit(out, value, more, ids):
-    "Writes the ids of a word at address `out`; -> the address behind them. Up to 16 bytes too many: `out` has PAD."
-    n = np.int64(more >> np.uint64(32))
-    store64(out, value)
-    store64(out + 8, more)
+def emit(out, value, ids):
+    "Writes the ids of a word, given where its value is; -> the address behind them. Up to 16 bytes too many: `out` has PAD."
+    copy16(out, value)
+    n = load32(value + 12)
     if n > 3:
-        copy_bytes(out, ids + 4 * np.int64(value), 4 * n)
+        copy_bytes(out, ids + 4 * np.int64(load64(value)), 4 * n)
     return out + 4 * n
 
 
 @jit
-def new_short(text, length, slots, k, low, high, state):
-    "Works out a word for the first time."
-    value, more = packed(merge_word(text, length, state), state)
-    add_short(slots, k, low, high, value, more, state)
-
-
-@jit
-def encode_long(text, length, h, out, state):
-    "A long word, from the cache or for the first time."
-    i = find_long(state, text, length, h)
-    slot = carray(pointer(state.longs), state.num_longs, LONG)[i]
-    if slot.hash == 0:
+def value_elsewhere(text, length, key, home, state):
+    "Address of the value of a word that is not in its home slot. A new word is worked out."
+    if key.high != 0:
+        slots = carray(pointer(state.slots), state.num_slots, SLOT)
+        k = find(slots, (home - state.slots) // SLOT_BYTES, key.low, key.high)
+        if slots[k].high == 0:
+            value, more = packed(merge_word(text, length, state), state)
+            add_short(slots, k, key.low, key.high, value, more, state)
+        return state.slots + SLOT_BYTES * k + VALUE_AT
+    longs = carray(pointer(state.longs), state.num_longs, LONG)
+    k = find_long(state, text, length, key.low)
+    if longs[k].hash == 0:
         value, more = packed(merge_word(text, length, state), state)
-        add_long(text, length, h, value, more, state)
-    return emit(out, slot.value, slot.more, state.ids)
+        add_long(text, length, key.low, value, more, state)
+    return state.longs + LONG_BYTES * k + LONG_VALUE_AT
 
-# %% ../nbs/01a_bpe_engine.ipynb #ece8a8a5
+
+LONG_BYTES, LONG_VALUE_AT = LONG.itemsize, LONG.fields["value"][1]
+
+# %% ../nbs/01a_bpe_engine.ipynb #94daccef
 @jit
 def encode_segment(text, n, out, state):
     "Writes the ids of n bytes of text at address `out`; -> the address behind them."
-    starts = carray(pointer(state.starts), BATCH + 2, np.int64)
-    keys = carray(pointer(state.keys), BATCH, KEY)
-    slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    ids = state.ids
+    starts, keys, homes = batch_of(state)
     begin_text(state)
     i = filled = 0
     while i < n:
-        i, words = next_batch(text, i, n, filled, starts, keys, state)
+        i, words = next_batch(text, i, n, filled, starts, keys, homes, state)
         for j in range(words):
-            low, high = keys[j].low, keys[j].high
-            if high != 0:
-                k = find(slots, keys[j].home, low, high)
-                if slots[k].high == 0:
-                    new_short(text + starts[j], starts[j + 1] - starts[j], slots, k, low, high, state)
-                out = emit(out, slots[k].value, slots[k].more, ids)
+            if equal16(homes[j], state.keys + KEY_BYTES * j):
+                value = homes[j] + VALUE_AT
             else:
-                out = encode_long(text + starts[j], starts[j + 1] - starts[j], low, out, state)
+                value = value_elsewhere(text + starts[j], starts[j + 1] - starts[j], keys[j], homes[j], state)
+            out = emit(out, value, state.ids)
         starts[0], filled = starts[words], 1
     return out
 
@@ -1425,8 +1438,8 @@ def encode_segment(text, n, out, state):
 def has_room(n, state):
     "Whether the tables have room for all that n bytes of text may bring."
     return (
-        10 * (state.used + (n >> 1) + 256) <= 7 * state.num_slots
-        and 10 * (state.long_used + (n >> 4) + 1) <= 7 * state.num_longs
+        10 * (state.used + (n >> 1) + 256) <= 8 * state.num_slots
+        and 10 * (state.long_used + (n >> 4) + 1) <= 8 * state.num_longs
         and state.arena_used + n <= state.arena_size
         and state.ids_used + n <= state.ids_size
     )
@@ -1454,7 +1467,7 @@ def encode_segments(address, segments):
             out += 4
     return (out - state.out) >> 2
 
-# %% ../nbs/01a_bpe_engine.ipynb #52396358
+# %% ../nbs/01a_bpe_engine.ipynb #03926d72
 class Coder(Memory):
     "Encodes texts with one vocabulary, and remembers words. One thread at a time."
 
@@ -1474,7 +1487,8 @@ class Coder(Memory):
             num_ranks *= 2
         self.own("ranks", np.zeros(num_ranks, RANK))
         self.state["num_ranks"] = num_ranks
-        fill_ranks(self.ranks, *np.ascontiguousarray(merges.reshape(-1, 3).T))
+        self.own("byte_ranks", np.empty(1 << 16, np.int64))
+        fill_ranks(self.ranks, self.byte_ranks, self.byte_ids, *np.ascontiguousarray(merges.reshape(-1, 3).T))
         self.make_ids(1 << 12)
 
     def make_ids(self, size: int) -> None:
@@ -1505,7 +1519,7 @@ class Coder(Memory):
             self.ids[:used], self.state["ids_used"] = old[:used], used
         super().reserve(words, long_words, long_bytes)
 
-# %% ../nbs/01a_bpe_engine.ipynb #7baed7cb
+# %% ../nbs/01a_bpe_engine.ipynb #d8117f3d
 def encode(self: Coder, data: bytes) -> list[int]:
     "Token ids of a text. For a short text every fraction of a microsecond counts."
     n = len(data)
@@ -1532,7 +1546,7 @@ def encode_array(
 
 Coder.encode, Coder.encode_array = encode, encode_array
 
-# %% ../nbs/01a_bpe_engine.ipynb #86f80df9
+# %% ../nbs/01a_bpe_engine.ipynb #6ad1a4fd
 class Crew:
     "Memories for as many threads as work at the same time."
 
@@ -1564,7 +1578,7 @@ class Crew:
         self.all = [first]
         return first
 
-# %% ../nbs/01a_bpe_engine.ipynb #876a7262
+# %% ../nbs/01a_bpe_engine.ipynb #1d11c787
 def on_disk() -> bool:
     "Whether some process has left the compiled code on disk."
     folder = getattr(learn._cache, "cache_path", None)
@@ -1593,7 +1607,7 @@ def compile_all() -> None:
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
 
-# %% ../nbs/01a_bpe_engine.ipynb #acd6b0ce
+# %% ../nbs/01a_bpe_engine.ipynb #35bfc343
 def _stopwatch(
     work: Callable,  # called without arguments, once
 ) -> tuple[object, dict]:  # its result; seconds, and how many cores were busy
@@ -1607,7 +1621,7 @@ def _stopwatch(
     seconds = time.perf_counter() - wall
     return result, {"seconds": seconds, "cores": (spent() - before) / seconds}
 
-# %% ../nbs/01a_bpe_engine.ipynb #50bee1ca
+# %% ../nbs/01a_bpe_engine.ipynb #379c01e3
 def _peak_memory() -> int:  # [bytes]
     "The most memory that this process has held at once; its worker processes, if it has any, are not in it."
     import sys
@@ -1621,7 +1635,7 @@ def _peak_memory() -> int:  # [bytes]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak  # Apple counts bytes, others kilobytes
 
-# %% ../nbs/01a_bpe_engine.ipynb #a7d497ec
+# %% ../nbs/01a_bpe_engine.ipynb #c75468a1
 def _checksum(
     parts: list,  # arrays or lists of ids, which follow each other
     skip: int,  # an id that does not count
@@ -1638,7 +1652,7 @@ def _checksum(
         count, crc = count + len(ids), zlib.crc32(ids, crc)
     return [count, crc]
 
-# %% ../nbs/01a_bpe_engine.ipynb #633e0237
+# %% ../nbs/01a_bpe_engine.ipynb #63f6ef3c
 def _measure_training(
     train: Callable,  # job -> function that gives the learned tokens
     job: dict,  # see `run_apart`
@@ -1671,7 +1685,7 @@ def _measure_encoding(
         del ids
     return results
 
-# %% ../nbs/01a_bpe_engine.ipynb #3c2ea569
+# %% ../nbs/01a_bpe_engine.ipynb #89bed0b2
 def _measure_strings(
     encoder: Callable,  # job -> (path -> list of parts of the ids, text -> ids)
     job: dict,
@@ -1699,7 +1713,7 @@ def _measure_strings(
 
 TASKS = {"train": _measure_training, "encode": _measure_encoding, "strings": _measure_strings}
 
-# %% ../nbs/01a_bpe_engine.ipynb #95f41126
+# %% ../nbs/01a_bpe_engine.ipynb #b4abd623
 def _train_ours(job: dict) -> Callable:
     import warnings
 
@@ -1723,7 +1737,7 @@ def _encoder_ours(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, tokenizer.encode
 
-# %% ../nbs/01a_bpe_engine.ipynb #8ad6e76b
+# %% ../nbs/01a_bpe_engine.ipynb #2d5eb3bd
 def _train_gigatoken(job: dict) -> Callable:
     from gigatoken import TextFileSource, train_bpe
 
@@ -1743,7 +1757,7 @@ def _encoder_gigatoken(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, tokenizer.encode
 
-# %% ../nbs/01a_bpe_engine.ipynb #732cf8ea
+# %% ../nbs/01a_bpe_engine.ipynb #89b2ada0
 def _encoder_tokie(job: dict) -> tuple[Callable, Callable]:
     import tokie
 
@@ -1761,7 +1775,7 @@ def _train_rustbpe(job: dict) -> Callable:
     tokenizer.train_from_iterator(documents, job["vocab_size"] - 1, pattern=job["pattern"])
     return lambda: [bytes(token) for token, _ in tokenizer.get_mergeable_ranks()]
 
-# %% ../nbs/01a_bpe_engine.ipynb #df0616e4
+# %% ../nbs/01a_bpe_engine.ipynb #ae68d2bd
 def _encoder_tiktoken(job: dict) -> tuple[Callable, Callable]:
     from base64 import b64decode
     from concurrent.futures import ThreadPoolExecutor
@@ -1785,7 +1799,7 @@ def _encoder_tiktoken(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, lambda text: tokenizer.encode(text, allowed_special="all")
 
-# %% ../nbs/01a_bpe_engine.ipynb #0cf91e5d
+# %% ../nbs/01a_bpe_engine.ipynb #d83e9584
 def _train_tokenizers(job: dict) -> Callable:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -1821,7 +1835,7 @@ def _encoder_tokenizers(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
-# %% ../nbs/01a_bpe_engine.ipynb #05efaaba
+# %% ../nbs/01a_bpe_engine.ipynb #c6fc9466
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     "Someone in the race."
@@ -1858,7 +1872,7 @@ PEERS = {
     ),
 }
 
-# %% ../nbs/01a_bpe_engine.ipynb #9a3d066f
+# %% ../nbs/01a_bpe_engine.ipynb #f9da6561
 def choose_peers(
     names: Iterable[str] | None = None,  # keys of `PEERS`; None: all
 ) -> list[str]:  # we ourselves, then those of them that are installed
@@ -1871,7 +1885,7 @@ def choose_peers(
         print(f"not installed: {', '.join(missing)} (pip install 'llm_scratch[bench]')", file=sys.stderr)
     return here
 
-# %% ../nbs/01a_bpe_engine.ipynb #aa163b8f
+# %% ../nbs/01a_bpe_engine.ipynb #848dfe24
 def _take_cores(
     count: int,
 ) -> None:
@@ -1910,7 +1924,7 @@ def run_apart(
         return {"error": said[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
-# %% ../nbs/01a_bpe_engine.ipynb #cb5de37f
+# %% ../nbs/01a_bpe_engine.ipynb #91f69b0f
 REHEARSAL = 2**20  # bytes of text to warm up with
 
 
@@ -1964,7 +1978,7 @@ _FILES = {
     "out": "ids.npy",
 }
 
-# %% ../nbs/01a_bpe_engine.ipynb #1599333f
+# %% ../nbs/01a_bpe_engine.ipynb #ff176d4b
 @dataclass(frozen=True, kw_only=True)
 class Job:
     "One measurement of a round."
@@ -1997,7 +2011,7 @@ def plan_benchmark(
                 jobs[Job(task=task, threads=t, vocab_size=v, size=length, peer=name)] = None
     return list(jobs)
 
-# %% ../nbs/01a_bpe_engine.ipynb #18a1245a
+# %% ../nbs/01a_bpe_engine.ipynb #fb81637a
 def summarize(
     job: Job,
     runs: list[dict],  # from `run_apart`
@@ -2029,7 +2043,7 @@ def summarize(
             found |= {"tokens": took[0]["checksum"][0], "same_ids": all(map(same, took)) if ours else None}
         yield found
 
-# %% ../nbs/01a_bpe_engine.ipynb #9d6afbd7
+# %% ../nbs/01a_bpe_engine.ipynb #11611c69
 def memory_bandwidth(
     size: int = 2**28,  # of the array [bytes], larger than the caches
     repeats: int = 5,
@@ -2042,7 +2056,7 @@ def memory_bandwidth(
         times.append(time.perf_counter() - start)
     return 2 * size / min(times)
 
-# %% ../nbs/01a_bpe_engine.ipynb #1c6c1428
+# %% ../nbs/01a_bpe_engine.ipynb #bba20c7c
 SLOW = 20  # [s] a measurement that took longer is not repeated
 
 
@@ -2089,7 +2103,7 @@ def benchmark_tokenizer(
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/01a_bpe_engine.ipynb #4b092d53
+# %% ../nbs/01a_bpe_engine.ipynb #37b37444
 def _label(row: dict) -> str:
     "What a row measured, in a few words."
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
@@ -2126,7 +2140,7 @@ def benchmark_table(
     copy = f"one core copies memory at {rows[0]['mb_per_s'] / 1e3:.1f} GB/s (read + written)"
     return "\n".join([*(f"| {show(line)} |" for line in lines), "", copy])
 
-# %% ../nbs/01a_bpe_engine.ipynb #a721d789
+# %% ../nbs/01a_bpe_engine.ipynb #2db378a6
 def benchmark_record(
     rows: list[dict],  # from `benchmark_tokenizer`
     what: str = "llm_scratch bench tokenizer",  # the command that measured
@@ -2153,7 +2167,7 @@ def save_benchmark(
     with replacing(path) as out:
         out.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
-# %% ../nbs/01a_bpe_engine.ipynb #68d61709
+# %% ../nbs/01a_bpe_engine.ipynb #7daf5faa
 def _by_peer(
     rows: list[dict],  # without the first
 ) -> dict[str, list[dict]]:  # name to show -> rows of the longest text that the peer has read, without errors
@@ -2168,7 +2182,7 @@ def _by_peer(
             found[peer + part] = [r for r in mine if r["task"] == "strings" or r["bytes"] == longest]
     return found
 
-# %% ../nbs/01a_bpe_engine.ipynb #a5293864
+# %% ../nbs/01a_bpe_engine.ipynb #3cf9e81e
 def plot_tokenizer_benchmark(
     record: dict,  # from `benchmark_record`, or read from its file
 ):
