@@ -20,7 +20,7 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
            'save_benchmark', 'plot_tokenizer_benchmark']
 
-# %% ../nbs/01a_bpe_engine.ipynb #61a18e29
+# %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
 import json
 import mmap
@@ -54,7 +54,7 @@ from tqdm.auto import tqdm
 
 from .data import END, corpus, replacing
 
-# %% ../nbs/01a_bpe_engine.ipynb #2e5163db
+# %% ../nbs/01a_bpe_engine.ipynb #6e0e2b8a
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -70,7 +70,7 @@ def _loaded(builder, address, kind):
     value.align = 1  # may lie anywhere, not only at multiples of its size
     return value
 
-# %% ../nbs/01a_bpe_engine.ipynb #6b3a19e7
+# %% ../nbs/01a_bpe_engine.ipynb #f55ad43f
 @intrinsic
 def load64(typing, address):
     "The 8 bytes at an address as a number, the first the lowest."
@@ -130,7 +130,7 @@ def pointer(typing, address):
     "An address as `numba.carray` wants it, to see an array there."
     return types.voidptr(types.int64), lambda c, builder, s, args: _pointer(builder, args[0], _I8)
 
-# %% ../nbs/01a_bpe_engine.ipynb #42c3d046
+# %% ../nbs/01a_bpe_engine.ipynb #ed123a2f
 @intrinsic
 def trailing_zeros(typing, x):
     "Index of the lowest set bit; 64 for zero."
@@ -158,7 +158,7 @@ def prefetch(typing, address):
 
     return types.void(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #3903b95b
+# %% ../nbs/01a_bpe_engine.ipynb #c608c306
 @intrinsic
 def ascii_masks(typing, address):
     "Masks of the 64 bytes at an address: ASCII letters, digits, white space, blanks, apostrophes; bytes above 127."
@@ -167,7 +167,9 @@ def ascii_masks(typing, address):
     def build(context, builder, signature, args):
         every = lambda byte: ir.Constant(_BLOCK, [byte] * 64)
         text = _loaded(builder, args[0], _BLOCK)
-        among = lambda x, first, count: builder.icmp_unsigned("<", builder.sub(x, every(first)), every(count))
+        among = lambda x, first, count: builder.icmp_unsigned(
+            "<", builder.sub(x, every(first)), every(count)
+        )
         blank = builder.icmp_unsigned("==", text, every(ord(" ")))
         masks = (
             among(builder.or_(text, every(0x20)), ord("a"), 26),
@@ -181,34 +183,30 @@ def ascii_masks(typing, address):
 
     return kind(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #ac7737e5
+# %% ../nbs/01a_bpe_engine.ipynb #9a5e4591
 @intrinsic
 def equal_mask(typing, address, byte):
     "Mask of the bytes equal to one, of the 64 at an address."
 
     def build(context, builder, signature, args):
         lanes = ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
-        one = builder.insert_element(
-            ir.Constant(_BLOCK, ir.Undefined), builder.trunc(args[1], _I8), ir.Constant(_I32, 0)
-        )
+        one = builder.insert_element(ir.Constant(_BLOCK, ir.Undefined), builder.trunc(args[1], _I8), ir.Constant(_I32, 0))
         every = builder.shuffle_vector(one, one, lanes)
         return builder.bitcast(builder.icmp_unsigned("==", _loaded(builder, args[0], _BLOCK), every), _I64)
 
     return types.uint64(types.int64, types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #f2405efc
+# %% ../nbs/01a_bpe_engine.ipynb #7bf815d6
 # nogil: threads really run at the same time. cache: compiled once, kept on disk; not in the notebook, where an edit
 # in one cell would go unnoticed by the cached code of another.
 jit = njit(nogil=True, cache=__name__ != "__main__")
 inline = njit(nogil=True, cache=__name__ != "__main__", forceinline=True)  # belongs into its caller's loop
 
-# %% ../nbs/01a_bpe_engine.ipynb #6db59735
+# %% ../nbs/01a_bpe_engine.ipynb #f825fa7f
 OTHER, LETTER, NUMBER, WHITE = range(4)
 
 
-def class_tables() -> tuple[
-    np.ndarray, np.ndarray
-]:  # page of each 256 code points; the different pages, (P, 256)
+def class_tables() -> tuple[np.ndarray, np.ndarray]:  # page of each 256 code points; the different pages, (P, 256)
     "Class of every code point, in two levels."
     characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))  # surrogates are no characters
     classes = np.full(len(characters), OTHER, np.uint8)
@@ -222,7 +220,7 @@ def class_tables() -> tuple[
 
 PAGE_OF, PAGES = class_tables()
 
-# %% ../nbs/01a_bpe_engine.ipynb #7008e564
+# %% ../nbs/01a_bpe_engine.ipynb #bb56b328
 ZERO, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
 
@@ -257,20 +255,13 @@ def is_white(text, i, end):
         return byte == ord(" ") or ord("\t") <= byte <= ord("\r")
     return wide_class(text, i, end)[0] == WHITE
 
-# %% ../nbs/01a_bpe_engine.ipynb #f26a679f
+# %% ../nbs/01a_bpe_engine.ipynb #4d41d6b9
 _CARRIES = "letter number other white blank"  # class of the last byte of the block before: 0 or 1
-_SPILLS = (
-    "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
-)
+_SPILLS = "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
-_TABLES = (
-    "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
-)
+_TABLES = "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
 _CODER = "byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
-_UNSIGNED, _SIGNED = (
-    f"{_CARRIES} {_SPILLS} {_REST}".split(),
-    f"bad {_TABLES} {_CODER}".split(),
-)  # bad: byte not UTF-8
+_UNSIGNED, _SIGNED = f"{_CARRIES} {_SPILLS} {_REST}".split(), f"bad {_TABLES} {_CODER}".split()  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
 
@@ -287,16 +278,11 @@ def begin_text(state):
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     state.drop = state.mark = ZERO
 
-# %% ../nbs/01a_bpe_engine.ipynb #f71a8dcb
+# %% ../nbs/01a_bpe_engine.ipynb #9c973774
 @jit
 def wide_masks(text, i, end, high, state):
     "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes of white ones; the last of a run."
-    letter, number, other, white = (
-        state.spill_letter,
-        state.spill_number,
-        state.spill_other,
-        state.spill_white,
-    )
+    letter, number, other, white = state.spill_letter, state.spill_number, state.spill_other, state.spill_white
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     todo = high & ~(letter | number | other | white)
     lead = last = ZERO
@@ -322,7 +308,7 @@ def wide_masks(text, i, end, high, state):
                 last |= ONE << np.uint64(j)
     return letter, number, other, white, lead, last
 
-# %% ../nbs/01a_bpe_engine.ipynb #3912eab2
+# %% ../nbs/01a_bpe_engine.ipynb #aec138fd
 @inline
 def contraction(text, i, end):
     "Length of the contraction at the apostrophe i, or 0: 's 'd 'm 't 'll 've 're."
@@ -334,9 +320,7 @@ def contraction(text, i, end):
     if i + 2 >= end:
         return 0
     c = load8(text + i + 2)
-    return (
-        3 if (b == ord("l") and c == ord("l")) or ((b == ord("v") or b == ord("r")) and c == ord("e")) else 0
-    )
+    return 3 if (b == ord("l") and c == ord("l")) or ((b == ord("v") or b == ord("r")) and c == ord("e")) else 0
 
 
 @jit
@@ -357,7 +341,7 @@ def split_contractions(text, i, end, quotes, begins, state):
                 state.mark |= ONE << np.uint64(j + length - 64)
     return begins
 
-# %% ../nbs/01a_bpe_engine.ipynb #d3030cb4
+# %% ../nbs/01a_bpe_engine.ipynb #a171992c
 @inline
 def block_begins(text, i, end, carry, state):
     "Mask of the bytes of the block at i where a pre-token begins; and the carries, from the block before to the next."
@@ -366,13 +350,7 @@ def block_begins(text, i, end, carry, state):
     inside = ALL
     if end - i < 64:
         inside = (ONE << np.uint64(end - i)) - ONE
-        letter, number, blank, quote, high = (
-            letter & inside,
-            number & inside,
-            blank & inside,
-            quote & inside,
-            high & inside,
-        )
+        letter, number, blank, quote, high = letter & inside, number & inside, blank & inside, quote & inside, high & inside
         white = white & inside | ~inside
     other = ~(letter | number | white | high)
     lead, last = white, ZERO
@@ -417,20 +395,14 @@ def scan(text, i, end, state, starts, filled, capacity):
     state.letter, state.number, state.other, state.white, state.blank = carry
     return min(i, end), filled
 
-# %% ../nbs/01a_bpe_engine.ipynb #16881d48
+# %% ../nbs/01a_bpe_engine.ipynb #49a72c53
 BATCH = 256  # words whose slots are on their way at the same time
 SHORT = 15  # longest word that a key holds whole [bytes]
-MIX1, MIX2, MIX3 = (
-    np.uint64(0x9E3779B97F4A7C15),
-    np.uint64(0xD6E8FEB86659FD93),
-    np.uint64(0xC2B2AE3D27D4EB4F),
-)  # odd, without pattern
+MIX1, MIX2, MIX3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(0xC2B2AE3D27D4EB4F)  # odd, without pattern
 
 KEY = np.dtype([("low", np.uint64), ("high", np.uint64)])
 SLOT = np.dtype([("low", np.uint64), ("high", np.uint64), ("value", np.uint64), ("more", np.uint64)])
-LONG = np.dtype(
-    [("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)]
-)
+LONG = np.dtype([("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)])
 KEY_BYTES, SLOT_BYTES, VALUE_AT = KEY.itemsize, SLOT.itemsize, SLOT.fields["value"][1]
 
 
@@ -450,7 +422,7 @@ def find(slots, home, low, high):
         i = (i + 1) & (len(slots) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #194d752f
+# %% ../nbs/01a_bpe_engine.ipynb #88625f38
 @jit
 def hash_long(text, length):
     "64-bit hash of more than 8 bytes; never 0."
@@ -483,7 +455,7 @@ def find_long(state, text, length, h):
         i = (i + 1) & (len(longs) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #b1cc2680
+# %% ../nbs/01a_bpe_engine.ipynb #3b203903
 @jit
 def make_keys(text, starts, words, keys, homes, state):
     """Keys of words 0 ... words - 1 and addresses of their home slots, which are asked for.
@@ -494,14 +466,10 @@ def make_keys(text, starts, words, keys, homes, state):
     for j in range(words):
         stop = starts[j + 1]
         length = stop - start
-        if (
-            length <= SHORT
-        ):  # no branch on the length but this one: whether 8 is exceeded, nobody could predict
+        if length <= SHORT:  # no branch on the length but this one: whether 8 is exceeded, nobody could predict
             below, above = min(length, 8), max(length, 8) - 8
             low = load64(text + start) & ALL >> np.uint64(64 - 8 * below)
-            high = load64(text + start + 8) & (ONE << np.uint64(8 * above)) - ONE | np.uint64(
-                length
-            ) << np.uint64(56)
+            high = load64(text + start + 8) & (ONE << np.uint64(8 * above)) - ONE | np.uint64(length) << np.uint64(56)
         else:
             low, high = hash_long(text + start, length), ZERO
         keys[j].low, keys[j].high = low, high
@@ -509,7 +477,7 @@ def make_keys(text, starts, words, keys, homes, state):
         prefetch(homes[j])
         start = stop
 
-# %% ../nbs/01a_bpe_engine.ipynb #24a76cc9
+# %% ../nbs/01a_bpe_engine.ipynb #492e5165
 @inline
 def add_short(slots, i, low, high, value, more, state):
     "Adds to what a slot holds; an empty one is taken first."
@@ -554,15 +522,13 @@ def absorb(address, other_address):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #9492675e
+# %% ../nbs/01a_bpe_engine.ipynb #7973e39d
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
     num_bytes = size * dtype.itemsize
     if num_bytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(size, dtype)
-    memory = mmap.mmap(
-        -1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )  # shared memory has none
+    memory = mmap.mmap(-1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has none
     memory.madvise(mmap.MADV_HUGEPAGE)
     skip = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE  # to where a large page begins
     return np.frombuffer(memory, dtype, size, skip)
@@ -610,7 +576,7 @@ class Memory:
         "Number of different words."
         return int(self.state["used"][0] + self.state["long_used"][0])
 
-# %% ../nbs/01a_bpe_engine.ipynb #5ada8fdb
+# %% ../nbs/01a_bpe_engine.ipynb #5f145fac
 def wanted_sizes(self: Memory, words: int, long_words: int, long_bytes: int) -> tuple[int, int, int]:
     "Sizes of tables that have room for so many more."
     used = (self.state[name][0] for name in ("used", "long_used", "arena_used"))
@@ -650,7 +616,7 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
 
 Memory.wanted_sizes, Memory.reserve, Memory.read = wanted_sizes, reserve, read
 
-# %% ../nbs/01a_bpe_engine.ipynb #a9eb4f94
+# %% ../nbs/01a_bpe_engine.ipynb #1258b379
 @inline
 def batch_of(state):
     "(starts, keys, homes): room for a batch of words."
@@ -705,7 +671,7 @@ def count_segments(address, segments):
         if start < stop:
             count_segment(state.text + start, stop - start, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #a69a8089
+# %% ../nbs/01a_bpe_engine.ipynb #c609fbf8
 class Special:
     "Special tokens, laid out for compiled code: the longest first."
 
@@ -716,9 +682,7 @@ class Special:
         self.ends = np.cumsum([0, *map(len, self.tokens)])
         self.bytes = np.frombuffer(b"".join(self.tokens) or bytes(1), np.uint8)
 
-    def segments(
-        self, address: int, n: int
-    ) -> np.ndarray:  # (k, 3): from, to, id of the special token behind or -1
+    def segments(self, address: int, n: int) -> np.ndarray:  # (k, 3): from, to, id of the special token behind or -1
         "Stretches of a text between special tokens."
         if not self.tokens:
             return np.array([(0, n, -1)])
@@ -758,7 +722,7 @@ def segments_between(text, n, firsts, letters, ends, ids):
     segments[k, 0], segments[k, 1], segments[k, 2] = start, n, -1
     return segments[: k + 1]
 
-# %% ../nbs/01a_bpe_engine.ipynb #434598c4
+# %% ../nbs/01a_bpe_engine.ipynb #21cabc72
 def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
     "Adds the words of a text; returns the place of its first byte that is not UTF-8, or -1."
     n = self.read(data, file)
@@ -768,7 +732,7 @@ def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
 
 Memory.count = count
 
-# %% ../nbs/01a_bpe_engine.ipynb #5cdb5ee6
+# %% ../nbs/01a_bpe_engine.ipynb #3389fa46
 WORD = np.dtype([("count", np.int64), ("start", np.int64), ("length", np.int64)])
 
 
@@ -799,26 +763,17 @@ def list_words(address, words, symbols, scratch):
 def listed(self: Memory) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,) int32
     "The counted words and their bytes."
     short_bytes = int((self.slots["high"] >> np.uint64(56)).sum())
-    words, symbols = (
-        np.zeros(len(self), WORD),
-        np.zeros(short_bytes + int(self.longs["length"].sum()), np.int32),
-    )
+    words, symbols = np.zeros(len(self), WORD), np.zeros(short_bytes + int(self.longs["length"].sum()), np.int32)
     list_words(self.address, words, symbols, np.zeros(16, np.uint8))
     return words, symbols
 
 
 Memory.listed = listed
 
-# %% ../nbs/01a_bpe_engine.ipynb #ea67889c
+# %% ../nbs/01a_bpe_engine.ipynb #6f6ca0de
 NONE = -1  # no row
 PAIR = np.dtype(
-    [
-        ("left", np.int32),
-        ("right", np.int32),
-        ("count", np.int64),
-        ("first", np.int64),
-        ("num_words", np.int64),
-    ]
+    [("left", np.int32), ("right", np.int32), ("count", np.int64), ("first", np.int64), ("num_words", np.int64)]
 )
 
 
@@ -837,9 +792,7 @@ def find_pair(pair_slots, pairs, left, right):
     "Slot that has the row of a pair, or the empty slot where it belongs."
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
     i = np.int64(key * MIX1 >> np.uint64(32)) & (len(pair_slots) - 1)
-    while pair_slots[i] != NONE and (
-        pairs[pair_slots[i]].left != left or pairs[pair_slots[i]].right != right
-    ):
+    while pair_slots[i] != NONE and (pairs[pair_slots[i]].left != left or pairs[pair_slots[i]].right != right):
         i = (i + 1) & (len(pair_slots) - 1)
     return i
 
@@ -855,7 +808,7 @@ def row_of(pair_slots, pairs, used, left, right):
         used += 1
     return np.int64(pair_slots[i]), used
 
-# %% ../nbs/01a_bpe_engine.ipynb #50a536c8
+# %% ../nbs/01a_bpe_engine.ipynb #ac2e03c0
 @jit
 def roomy(pair_slots, pairs, used, more):
     "(slots, rows) with room for `more` pairs; at most half of the slots are in use, so searches are short."
@@ -905,10 +858,8 @@ def first_lists(words, pairs, used, rows, newest):
                 pair.num_words += 1
     return lists, end
 
-# %% ../nbs/01a_bpe_engine.ipynb #719b09de
-SIDE = np.dtype(
-    [("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)]
-)  # of a neighbor
+# %% ../nbs/01a_bpe_engine.ipynb #a2e11d76
+SIDE = np.dtype([("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)])  # of a neighbor
 EVENT = np.dtype([("neighbor", np.int32), ("word", np.int32)])
 
 
@@ -949,14 +900,7 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
                     )
                 if i + 2 < end:
                     num_right, right_events = note(
-                        rights[0],
-                        symbols[i + 2],
-                        w,
-                        word.count,
-                        rights[1],
-                        num_right,
-                        rights[2],
-                        right_events,
+                        rights[0], symbols[i + 2], w, word.count, rights[1], num_right, rights[2], right_events
                     )
                 symbol = new
                 i += 1
@@ -969,7 +913,7 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
 
 WORD_BYTES = WORD.itemsize
 
-# %% ../nbs/01a_bpe_engine.ipynb #aeeeffd5
+# %% ../nbs/01a_bpe_engine.ipynb #7dc54480
 @inline
 def gain(pair_slots, pairs, used, left, right, row, lists, end):
     "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, their end)."
@@ -977,9 +921,7 @@ def gain(pair_slots, pairs, used, left, right, row, lists, end):
     pair = pairs[row.row]
     pair.count += row.change
     lists = grown(lists, end, pair.num_words + row.num_words)
-    for k in range(
-        pair.num_words
-    ):  # known before, since the symbol was: its list moves to where there is room
+    for k in range(pair.num_words):  # known before, since the symbol was: its list moves to where there is room
         lists[end + k] = lists[pair.first + k]
     pair.first = end
     return used, lists, end + pair.num_words + row.num_words
@@ -1001,7 +943,7 @@ def lose(pair_slots, pairs, left, right, row):
     pairs[pair_slots[i]].count -= row.change
     row.change = row.num_words = 0
 
-# %% ../nbs/01a_bpe_engine.ipynb #d5dee20b
+# %% ../nbs/01a_bpe_engine.ipynb #7c375e93
 ENTRY = np.dtype([("count", np.int64), ("pair", np.int64)])
 
 
@@ -1040,7 +982,7 @@ def wins(spelling, pairs, x, y):
         order = compare(spelling, pairs[x.pair].right, pairs[y.pair].right)
     return order > 0
 
-# %% ../nbs/01a_bpe_engine.ipynb #4bbb0730
+# %% ../nbs/01a_bpe_engine.ipynb #a8edf843
 @inline
 def swap(heap, i, j):
     count, pair = heap[i].count, heap[i].pair
@@ -1106,7 +1048,7 @@ def commonest(heap, size, threshold, pairs, used, spelling):
         if threshold <= pairs[p].count < claimed:  # it fell since; one that rose has another entry
             size = push(heap, size, p, spelling, pairs)
 
-# %% ../nbs/01a_bpe_engine.ipynb #0cb45af2
+# %% ../nbs/01a_bpe_engine.ipynb #3baf31df
 @jit
 def find_token(names, spelling, t):
     "Slot of the token with the bytes of token t, or the empty slot where it belongs."
@@ -1146,7 +1088,7 @@ def first_names(vocab, vocab_size, first, text):
         names[find_token(names, (prefix, first, text), t)] = t
     return prefix, names
 
-# %% ../nbs/01a_bpe_engine.ipynb #7ed54c6a
+# %% ../nbs/01a_bpe_engine.ipynb #9b58fe85
 @jit
 def neighbors(vocab_size):
     "(changes by neighbor, neighbors seen, events), all empty."
@@ -1174,7 +1116,7 @@ def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
     pairs[p].count = pairs[p].num_words = 0
     return (pair_slots, pairs, used), lists, end, n, m
 
-# %% ../nbs/01a_bpe_engine.ipynb #5e977e72
+# %% ../nbs/01a_bpe_engine.ipynb #b661c7ca
 @jit
 def with_events(lefts, rights, todo, words):
     "The same with room for the events of some words: at most one a symbol."
@@ -1223,7 +1165,7 @@ def learn(words, symbols, vocab, vocab_size, first, text):
                     size = push(heap, size, side[neighbor].row, (prefix, first, text), pairs)
     return vocab, first, text, merges[:done]
 
-# %% ../nbs/01a_bpe_engine.ipynb #7bf08187
+# %% ../nbs/01a_bpe_engine.ipynb #6d4568c1
 def train(
     counted: Memory,  # the words of a text
     tokens: Sequence[bytes],  # to begin with: the 256 single bytes, then special tokens
@@ -1237,7 +1179,7 @@ def train(
     tokens = [spelled[cuts[t] : cuts[t + 1]] for t in range(vocab)]
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]
 
-# %% ../nbs/01a_bpe_engine.ipynb #ec8c435f
+# %% ../nbs/01a_bpe_engine.ipynb #937a0a2c
 RANK = np.dtype([("pair", np.uint64), ("rank", np.int32), ("merged", np.int32)])
 NEVER = 1 << 62  # of a pair that is not merged
 FEW = 32  # symbols in a word up to which looking at all is faster than a heap
@@ -1271,7 +1213,7 @@ def fill_ranks(ranks, byte_ranks, byte_ids, lefts, rights, merged):
     for b in range(1 << 16):
         byte_ranks[b] = rank_of(ranks, byte_ids[b >> 8], byte_ids[b & 255])
 
-# %% ../nbs/01a_bpe_engine.ipynb #995a71e5
+# %% ../nbs/01a_bpe_engine.ipynb #6a3e6b01
 @jit
 def merge_few(symbols, order, n, ranks):
     "Merges in place, smallest rank first; -> symbols left. order[i] is the rank of symbols i and i + 1."
@@ -1291,7 +1233,7 @@ def merge_few(symbols, order, n, ranks):
             order[best - 1] = rank_of(ranks, symbols[best - 1], symbols[best])
     return n
 
-# %% ../nbs/01a_bpe_engine.ipynb #863ee7b3
+# %% ../nbs/01a_bpe_engine.ipynb #6066542d
 @inline
 def rise(heap, size, entry):
     "Adds an entry to a heap of integers, the smallest first; -> its size."
@@ -1348,7 +1290,7 @@ def merge_many(symbols, order, left, right, heap, n, ranks):
         m, i = m + 1, right[i]
     return m
 
-# %% ../nbs/01a_bpe_engine.ipynb #820e7e07
+# %% ../nbs/01a_bpe_engine.ipynb #82c20c6c
 @jit
 def merge_word(text, n, state):
     "Leaves the ids of a word of n bytes in state.symbols; -> how many. The scratch arrays are as long as the text buffer."
@@ -1367,7 +1309,7 @@ def merge_word(text, n, state):
     left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
     return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks)
 
-# %% ../nbs/01a_bpe_engine.ipynb #01ced213
+# %% ../nbs/01a_bpe_engine.ipynb #d3ec48ea
 @jit
 def packed(n, state):
     "(value, more) for the n ids in state.symbols."
@@ -1415,7 +1357,7 @@ def value_elsewhere(text, length, key, home, state):
 
 LONG_BYTES, LONG_VALUE_AT = LONG.itemsize, LONG.fields["value"][1]
 
-# %% ../nbs/01a_bpe_engine.ipynb #94daccef
+# %% ../nbs/01a_bpe_engine.ipynb #c7426b68
 @jit
 def encode_segment(text, n, out, state):
     "Writes the ids of n bytes of text at address `out`; -> the address behind them."
@@ -1467,7 +1409,7 @@ def encode_segments(address, segments):
             out += 4
     return (out - state.out) >> 2
 
-# %% ../nbs/01a_bpe_engine.ipynb #03926d72
+# %% ../nbs/01a_bpe_engine.ipynb #5149118b
 class Coder(Memory):
     "Encodes texts with one vocabulary, and remembers words. One thread at a time."
 
@@ -1519,7 +1461,7 @@ class Coder(Memory):
             self.ids[:used], self.state["ids_used"] = old[:used], used
         super().reserve(words, long_words, long_bytes)
 
-# %% ../nbs/01a_bpe_engine.ipynb #d8117f3d
+# %% ../nbs/01a_bpe_engine.ipynb #e19ffb2c
 def encode(self: Coder, data: bytes) -> list[int]:
     "Token ids of a text. For a short text every fraction of a microsecond counts."
     n = len(data)
@@ -1535,9 +1477,7 @@ def encode(self: Coder, data: bytes) -> list[int]:
     return self.encode_array(data).tolist()
 
 
-def encode_array(
-    self: Coder, data: bytes | int, file=None
-) -> np.ndarray:  # uint32, valid until the next call
+def encode_array(self: Coder, data: bytes | int, file=None) -> np.ndarray:  # uint32, valid until the next call
     "Token ids of a text, or of so many bytes of a file."
     n = self.read(data, file)
     num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
@@ -1546,7 +1486,7 @@ def encode_array(
 
 Coder.encode, Coder.encode_array = encode, encode_array
 
-# %% ../nbs/01a_bpe_engine.ipynb #6ad1a4fd
+# %% ../nbs/01a_bpe_engine.ipynb #79bc9b43
 class Crew:
     "Memories for as many threads as work at the same time."
 
@@ -1571,20 +1511,16 @@ class Crew:
         first = max(self.all, key=len, default=None) or self.make()
         for memory in self.all:
             if memory is not first:
-                first.reserve(
-                    len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0])
-                )
+                first.reserve(len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0]))
                 absorb(first.address, memory.address)
         self.all = [first]
         return first
 
-# %% ../nbs/01a_bpe_engine.ipynb #1d11c787
+# %% ../nbs/01a_bpe_engine.ipynb #785afada
 def on_disk() -> bool:
     "Whether some process has left the compiled code on disk."
     folder = getattr(learn._cache, "cache_path", None)
-    return bool(folder) and all(
-        any(Path(folder).glob(f"bpe_engine.{name}-*.nbi")) for name in ("learn", "encode_text")
-    )
+    return bool(folder) and all(any(Path(folder).glob(f"bpe_engine.{name}-*.nbi")) for name in ("learn", "encode_text"))
 
 
 def worth_it(num_bytes: int) -> bool:
@@ -1607,7 +1543,7 @@ def compile_all() -> None:
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
 
-# %% ../nbs/01a_bpe_engine.ipynb #35bfc343
+# %% ../nbs/01a_bpe_engine.ipynb #f6b12c5a
 def _stopwatch(
     work: Callable,  # called without arguments, once
 ) -> tuple[object, dict]:  # its result; seconds, and how many cores were busy
@@ -1621,7 +1557,7 @@ def _stopwatch(
     seconds = time.perf_counter() - wall
     return result, {"seconds": seconds, "cores": (spent() - before) / seconds}
 
-# %% ../nbs/01a_bpe_engine.ipynb #379c01e3
+# %% ../nbs/01a_bpe_engine.ipynb #21da1e2a
 def _peak_memory() -> int:  # [bytes]
     "The most memory that this process has held at once; its worker processes, if it has any, are not in it."
     import sys
@@ -1635,7 +1571,7 @@ def _peak_memory() -> int:  # [bytes]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak  # Apple counts bytes, others kilobytes
 
-# %% ../nbs/01a_bpe_engine.ipynb #c75468a1
+# %% ../nbs/01a_bpe_engine.ipynb #9a00724c
 def _checksum(
     parts: list,  # arrays or lists of ids, which follow each other
     skip: int,  # an id that does not count
@@ -1652,7 +1588,7 @@ def _checksum(
         count, crc = count + len(ids), zlib.crc32(ids, crc)
     return [count, crc]
 
-# %% ../nbs/01a_bpe_engine.ipynb #63f6ef3c
+# %% ../nbs/01a_bpe_engine.ipynb #7f7ae89b
 def _measure_training(
     train: Callable,  # job -> function that gives the learned tokens
     job: dict,  # see `run_apart`
@@ -1685,7 +1621,7 @@ def _measure_encoding(
         del ids
     return results
 
-# %% ../nbs/01a_bpe_engine.ipynb #89bed0b2
+# %% ../nbs/01a_bpe_engine.ipynb #188be3fe
 def _measure_strings(
     encoder: Callable,  # job -> (path -> list of parts of the ids, text -> ids)
     job: dict,
@@ -1713,7 +1649,7 @@ def _measure_strings(
 
 TASKS = {"train": _measure_training, "encode": _measure_encoding, "strings": _measure_strings}
 
-# %% ../nbs/01a_bpe_engine.ipynb #b4abd623
+# %% ../nbs/01a_bpe_engine.ipynb #af11dfd2
 def _train_ours(job: dict) -> Callable:
     import warnings
 
@@ -1737,7 +1673,7 @@ def _encoder_ours(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, tokenizer.encode
 
-# %% ../nbs/01a_bpe_engine.ipynb #2d5eb3bd
+# %% ../nbs/01a_bpe_engine.ipynb #0f18f576
 def _train_gigatoken(job: dict) -> Callable:
     from gigatoken import TextFileSource, train_bpe
 
@@ -1757,7 +1693,7 @@ def _encoder_gigatoken(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, tokenizer.encode
 
-# %% ../nbs/01a_bpe_engine.ipynb #89b2ada0
+# %% ../nbs/01a_bpe_engine.ipynb #44668cc3
 def _encoder_tokie(job: dict) -> tuple[Callable, Callable]:
     import tokie
 
@@ -1775,7 +1711,7 @@ def _train_rustbpe(job: dict) -> Callable:
     tokenizer.train_from_iterator(documents, job["vocab_size"] - 1, pattern=job["pattern"])
     return lambda: [bytes(token) for token, _ in tokenizer.get_mergeable_ranks()]
 
-# %% ../nbs/01a_bpe_engine.ipynb #ae68d2bd
+# %% ../nbs/01a_bpe_engine.ipynb #d3644ae8
 def _encoder_tiktoken(job: dict) -> tuple[Callable, Callable]:
     from base64 import b64decode
     from concurrent.futures import ThreadPoolExecutor
@@ -1799,7 +1735,7 @@ def _encoder_tiktoken(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, lambda text: tokenizer.encode(text, allowed_special="all")
 
-# %% ../nbs/01a_bpe_engine.ipynb #d83e9584
+# %% ../nbs/01a_bpe_engine.ipynb #bde96729
 def _train_tokenizers(job: dict) -> Callable:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -1835,7 +1771,7 @@ def _encoder_tokenizers(job: dict) -> tuple[Callable, Callable]:
 
     return encode_file, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
-# %% ../nbs/01a_bpe_engine.ipynb #c6fc9466
+# %% ../nbs/01a_bpe_engine.ipynb #033ac4a0
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     "Someone in the race."
@@ -1872,7 +1808,7 @@ PEERS = {
     ),
 }
 
-# %% ../nbs/01a_bpe_engine.ipynb #f9da6561
+# %% ../nbs/01a_bpe_engine.ipynb #d8f13020
 def choose_peers(
     names: Iterable[str] | None = None,  # keys of `PEERS`; None: all
 ) -> list[str]:  # we ourselves, then those of them that are installed
@@ -1885,7 +1821,7 @@ def choose_peers(
         print(f"not installed: {', '.join(missing)} (pip install 'llm_scratch[bench]')", file=sys.stderr)
     return here
 
-# %% ../nbs/01a_bpe_engine.ipynb #848dfe24
+# %% ../nbs/01a_bpe_engine.ipynb #aeb06e21
 def _take_cores(
     count: int,
 ) -> None:
@@ -1924,7 +1860,7 @@ def run_apart(
         return {"error": said[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
-# %% ../nbs/01a_bpe_engine.ipynb #91f69b0f
+# %% ../nbs/01a_bpe_engine.ipynb #2613ffe0
 REHEARSAL = 2**20  # bytes of text to warm up with
 
 
@@ -1978,7 +1914,7 @@ _FILES = {
     "out": "ids.npy",
 }
 
-# %% ../nbs/01a_bpe_engine.ipynb #ff176d4b
+# %% ../nbs/01a_bpe_engine.ipynb #fd328c58
 @dataclass(frozen=True, kw_only=True)
 class Job:
     "One measurement of a round."
@@ -2011,7 +1947,7 @@ def plan_benchmark(
                 jobs[Job(task=task, threads=t, vocab_size=v, size=length, peer=name)] = None
     return list(jobs)
 
-# %% ../nbs/01a_bpe_engine.ipynb #fb81637a
+# %% ../nbs/01a_bpe_engine.ipynb #1c9bd0c3
 def summarize(
     job: Job,
     runs: list[dict],  # from `run_apart`
@@ -2043,7 +1979,7 @@ def summarize(
             found |= {"tokens": took[0]["checksum"][0], "same_ids": all(map(same, took)) if ours else None}
         yield found
 
-# %% ../nbs/01a_bpe_engine.ipynb #11611c69
+# %% ../nbs/01a_bpe_engine.ipynb #8d36139b
 def memory_bandwidth(
     size: int = 2**28,  # of the array [bytes], larger than the caches
     repeats: int = 5,
@@ -2056,7 +1992,7 @@ def memory_bandwidth(
         times.append(time.perf_counter() - start)
     return 2 * size / min(times)
 
-# %% ../nbs/01a_bpe_engine.ipynb #bba20c7c
+# %% ../nbs/01a_bpe_engine.ipynb #1d6f2853
 SLOW = 20  # [s] a measurement that took longer is not repeated
 
 
@@ -2103,7 +2039,7 @@ def benchmark_tokenizer(
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/01a_bpe_engine.ipynb #37b37444
+# %% ../nbs/01a_bpe_engine.ipynb #3b1790a1
 def _label(row: dict) -> str:
     "What a row measured, in a few words."
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
@@ -2140,7 +2076,7 @@ def benchmark_table(
     copy = f"one core copies memory at {rows[0]['mb_per_s'] / 1e3:.1f} GB/s (read + written)"
     return "\n".join([*(f"| {show(line)} |" for line in lines), "", copy])
 
-# %% ../nbs/01a_bpe_engine.ipynb #2db378a6
+# %% ../nbs/01a_bpe_engine.ipynb #807bf1f2
 def benchmark_record(
     rows: list[dict],  # from `benchmark_tokenizer`
     what: str = "llm_scratch bench tokenizer",  # the command that measured
@@ -2167,7 +2103,7 @@ def save_benchmark(
     with replacing(path) as out:
         out.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
-# %% ../nbs/01a_bpe_engine.ipynb #7daf5faa
+# %% ../nbs/01a_bpe_engine.ipynb #61c61327
 def _by_peer(
     rows: list[dict],  # without the first
 ) -> dict[str, list[dict]]:  # name to show -> rows of the longest text that the peer has read, without errors
@@ -2182,7 +2118,7 @@ def _by_peer(
             found[peer + part] = [r for r in mine if r["task"] == "strings" or r["bytes"] == longest]
     return found
 
-# %% ../nbs/01a_bpe_engine.ipynb #3cf9e81e
+# %% ../nbs/01a_bpe_engine.ipynb #d1d67c1c
 def plot_tokenizer_benchmark(
     record: dict,  # from `benchmark_record`, or read from its file
 ):

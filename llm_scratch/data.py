@@ -684,10 +684,9 @@ class TokenWriter:
             raise ValueError(
                 f"token ids must be a 1-D array of integers, got {ids.dtype} of shape {ids.shape}"
             )
-        if (wrong := (ids < 0) | (ids >= self.vocab_size)).any():
-            raise ValueError(
-                f"token id {ids[wrong][0]} is outside the vocabulary 0 ... {self.vocab_size - 1}"
-            )
+        if not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+            raise ValueError(f"token id {wrong} is outside the vocabulary 0 ... {self.vocab_size - 1}")
         end = self._length + len(ids)
         if end > len(self._ids):
             self._reserve(max(end, min(2 * len(self._ids), len(self._ids) + (1 << 24)), 1 << 12))

@@ -248,7 +248,7 @@ def last_cut(
     return 0
 
 # %% ../nbs/01_tokenizer.ipynb #c7f359f2
-def _straddles(text: str, cut: int, special: str) -> bool:
+def _straddles(text: str | bytes, cut: int, special: str | bytes) -> bool:
     "Whether `special`, or a beginning of it that the end of the text breaks off, lies across `cut`."
     starts = range(max(0, cut - len(special) + 1), cut)
     return any(special.startswith(text[start : start + len(special)]) for start in starts)
@@ -268,13 +268,20 @@ def file_ranges(
             start = end
 
 # %% ../nbs/01_tokenizer.ipynb #89141a13
+_ASCII_CUT = regex.compile(rb"[!-~](?=[\t-\r ])")
+
+
 def _cut_near(file, at: int, size: int, special_tokens: Iterable[str]) -> int:
     "Byte offset of a safe cut past `at`, looked for in a window that grows until it holds one."
-    margin = max((len(special) for special in special_tokens), default=0)
+    special_bytes = [special.encode() for special in special_tokens]
+    margin = max(map(len, special_bytes), default=0)
     window = 4096
     while at + window < size:
         file.seek(at)
         raw = file.read(window)
+        for match in _ASCII_CUT.finditer(raw, margin + 1):  # most text has one at once
+            if not any(_straddles(raw, match.end(), special) for special in special_bytes):
+                return at + match.end()
         whole = raw.lstrip(bytes(range(0x80, 0xC0)))  # the window may begin inside a character
         text = whole.decode("utf-8", "surrogateescape")  # bad bytes are reported by whoever reads the range
         cut = last_cut(text, special_tokens)
@@ -453,9 +460,32 @@ def _count_compiled(fast, path, special_tokens, num_processes, progress):
             bar.update(num_bytes)
     return crew.total()
 
+# %% ../nbs/01_tokenizer.ipynb #61d62e6d
+def _count_texts(texts, special_tokens):
+    "(engine or None, words counted) of an iterable of texts, one in memory at a time."
+    texts, first, size = iter(texts), [], 0
+    while size < 2**21 and (text := next(texts, None)) is not None:  # enough to see whether the engine pays
+        first.append(text)
+        size += len(text)
+    if not size:
+        raise ValueError("the texts are empty: nothing to tokenize")
+    fast, counts = engine(size), Counter()
+    if fast:
+        special, counts = fast.Special({token.encode(): 0 for token in special_tokens}), fast.Memory()
+    for text in chain(first, texts):
+        if fast:
+            for piece in safe_pieces([text], special_tokens, _PIECE // 2):
+                counts.count(piece.encode(), special)
+        else:
+            for plain in split_special(text, special_pattern(special_tokens))[::2]:
+                counts.update(pretokenize(plain))
+    return fast, counts
+
 # %% ../nbs/01_tokenizer.ipynb #d6566072
 def train_bpe(
-    input_path: str | Path,  # UTF-8 text of any size
+    input_path: str
+    | Path
+    | Iterable[str],  # UTF-8 text of any size; or texts, none of which goes on in the next
     vocab_size: int,  # wanted number of tokens: 256 bytes + special tokens + merges
     special_tokens: Sequence[str] = ("<|endoftext|>",),  # never split, never learned from
     num_processes: int | None = None,  # None: chosen by size and cores
@@ -476,13 +506,18 @@ def train_bpe(
         raise ValueError(
             f"vocab_size must be at least {len(tokens)} (256 bytes + special tokens), got {vocab_size}"
         )
-    if fast := engine(os.stat(input_path).st_size):
+    if not isinstance(input_path, str | os.PathLike):
+        fast, counted = _count_texts(input_path, special_tokens)
+        input_path = "the text"
+    elif fast := engine(os.stat(input_path).st_size):
         counted = _count_compiled(fast, input_path, special_tokens, num_processes, progress)
+    else:
+        counted = count_words(input_path, special_tokens, num_processes, progress)
+    if fast:
         found, merges = fast.train(counted, list(tokens), vocab_size)
         vocab = dict(enumerate(found))
     else:
-        word_counts = count_words(input_path, special_tokens, num_processes, progress)
-        vocab, merges = learn_merges(word_counts, dict(enumerate(tokens)), vocab_size, progress)
+        vocab, merges = learn_merges(counted, dict(enumerate(tokens)), vocab_size, progress)
     if len(vocab) < vocab_size:
         warnings.warn(
             f"{input_path} has only {len(merges):,} pairs to merge: the vocabulary has {len(vocab):,} tokens, "
@@ -676,22 +711,19 @@ def __reduce__(self: Tokenizer) -> tuple:  # how to make it again
 
 # %% ../nbs/01_tokenizer.ipynb #c0a207fa
 @patch
-def _encode_range(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
-    "Token ids of one part of a file, as small integers."
-    return np.array(
-        self.encode(read_range(path, span)), dtype=np.uint16 if self.vocab_size <= 2**16 else np.uint32
-    )
+def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]) -> np.ndarray:
+    "Token ids of one part of a file."
+    return np.array(self.encode(read_range(path, span)), dtype)
 
 
 @patch
-def _encode_range_compiled(self: Tokenizer, path: str | Path, span: tuple[int, int]) -> np.ndarray:
+def _encode_range_compiled(
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]
+) -> np.ndarray:
     "The same by the engine."
 
     def encode(coder):
-        ids = coder.encode_array(span[1] - span[0], file).astype(
-            np.uint16 if self.vocab_size <= 2**16 else np.uint32
-        )
-        return ids, coder.state["bad"][0] >= 0
+        return coder.encode_array(span[1] - span[0], file).astype(dtype), coder.state["bad"][0] >= 0
 
     with open(path, "rb", buffering=0) as file:
         file.seek(span[0])
@@ -713,10 +745,12 @@ def encode_file(
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew = self._coders(size)
     spans = list(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes))
-    job = partial(self._encode_range_compiled if crew else self._encode_range, path)
+    encode_range = self._encode_range_compiled if crew else self._encode_range
     with (
         TokenWriter(out, self.vocab_size) as writer,
-        closing(ordered_map(job, spans, num_processes, threads=crew is not None)) as results,
+        closing(
+            ordered_map(partial(encode_range, path, writer.dtype), spans, num_processes, crew is not None)
+        ) as results,
         tqdm(
             total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}", disable=not progress
         ) as bar,
