@@ -158,7 +158,7 @@ def prefetch(typing, address):
 
     return types.void(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #c608c306
+# %% ../nbs/01a_bpe_engine.ipynb #e2833b7b
 @intrinsic
 def ascii_masks(typing, address):
     "Masks of the 64 bytes at an address: ASCII letters, digits, white space, blanks, apostrophes; bytes above 127."
@@ -167,9 +167,7 @@ def ascii_masks(typing, address):
     def build(context, builder, signature, args):
         every = lambda byte: ir.Constant(_BLOCK, [byte] * 64)
         text = _loaded(builder, args[0], _BLOCK)
-        among = lambda x, first, count: builder.icmp_unsigned(
-            "<", builder.sub(x, every(first)), every(count)
-        )
+        among = lambda x, first, count: builder.icmp_unsigned("<", builder.sub(x, every(first)), every(count))
         blank = builder.icmp_unsigned("==", text, every(ord(" ")))
         masks = (
             among(builder.or_(text, every(0x20)), ord("a"), 26),
@@ -183,14 +181,16 @@ def ascii_masks(typing, address):
 
     return kind(types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #9a5e4591
+# %% ../nbs/01a_bpe_engine.ipynb #edb09f30
 @intrinsic
 def equal_mask(typing, address, byte):
     "Mask of the bytes equal to one, of the 64 at an address."
 
     def build(context, builder, signature, args):
         lanes = ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
-        one = builder.insert_element(ir.Constant(_BLOCK, ir.Undefined), builder.trunc(args[1], _I8), ir.Constant(_I32, 0))
+        one = builder.insert_element(
+            ir.Constant(_BLOCK, ir.Undefined), builder.trunc(args[1], _I8), ir.Constant(_I32, 0)
+        )
         every = builder.shuffle_vector(one, one, lanes)
         return builder.bitcast(builder.icmp_unsigned("==", _loaded(builder, args[0], _BLOCK), every), _I64)
 
@@ -202,11 +202,13 @@ def equal_mask(typing, address, byte):
 jit = njit(nogil=True, cache=__name__ != "__main__")
 inline = njit(nogil=True, cache=__name__ != "__main__", forceinline=True)  # belongs into its caller's loop
 
-# %% ../nbs/01a_bpe_engine.ipynb #f825fa7f
+# %% ../nbs/01a_bpe_engine.ipynb #ec15cee4
 OTHER, LETTER, NUMBER, WHITE = range(4)
 
 
-def class_tables() -> tuple[np.ndarray, np.ndarray]:  # page of each 256 code points; the different pages, (P, 256)
+def class_tables() -> tuple[
+    np.ndarray, np.ndarray
+]:  # page of each 256 code points; the different pages, (P, 256)
     "Class of every code point, in two levels."
     characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))  # surrogates are no characters
     classes = np.full(len(characters), OTHER, np.uint8)
@@ -255,13 +257,20 @@ def is_white(text, i, end):
         return byte == ord(" ") or ord("\t") <= byte <= ord("\r")
     return wide_class(text, i, end)[0] == WHITE
 
-# %% ../nbs/01a_bpe_engine.ipynb #4d41d6b9
+# %% ../nbs/01a_bpe_engine.ipynb #4a7d4b39
 _CARRIES = "letter number other white blank"  # class of the last byte of the block before: 0 or 1
-_SPILLS = "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
+_SPILLS = (
+    "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
+)
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
-_TABLES = "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
+_TABLES = (
+    "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
+)
 _CODER = "byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
-_UNSIGNED, _SIGNED = f"{_CARRIES} {_SPILLS} {_REST}".split(), f"bad {_TABLES} {_CODER}".split()  # bad: byte not UTF-8
+_UNSIGNED, _SIGNED = (
+    f"{_CARRIES} {_SPILLS} {_REST}".split(),
+    f"bad {_TABLES} {_CODER}".split(),
+)  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
 
@@ -278,11 +287,16 @@ def begin_text(state):
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     state.drop = state.mark = ZERO
 
-# %% ../nbs/01a_bpe_engine.ipynb #9c973774
+# %% ../nbs/01a_bpe_engine.ipynb #468a10e2
 @jit
 def wide_masks(text, i, end, high, state):
     "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes of white ones; the last of a run."
-    letter, number, other, white = state.spill_letter, state.spill_number, state.spill_other, state.spill_white
+    letter, number, other, white = (
+        state.spill_letter,
+        state.spill_number,
+        state.spill_other,
+        state.spill_white,
+    )
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     todo = high & ~(letter | number | other | white)
     lead = last = ZERO
@@ -308,7 +322,7 @@ def wide_masks(text, i, end, high, state):
                 last |= ONE << np.uint64(j)
     return letter, number, other, white, lead, last
 
-# %% ../nbs/01a_bpe_engine.ipynb #aec138fd
+# %% ../nbs/01a_bpe_engine.ipynb #648d37ea
 @inline
 def contraction(text, i, end):
     "Length of the contraction at the apostrophe i, or 0: 's 'd 'm 't 'll 've 're."
@@ -320,7 +334,9 @@ def contraction(text, i, end):
     if i + 2 >= end:
         return 0
     c = load8(text + i + 2)
-    return 3 if (b == ord("l") and c == ord("l")) or ((b == ord("v") or b == ord("r")) and c == ord("e")) else 0
+    return (
+        3 if (b == ord("l") and c == ord("l")) or ((b == ord("v") or b == ord("r")) and c == ord("e")) else 0
+    )
 
 
 @jit
@@ -341,7 +357,7 @@ def split_contractions(text, i, end, quotes, begins, state):
                 state.mark |= ONE << np.uint64(j + length - 64)
     return begins
 
-# %% ../nbs/01a_bpe_engine.ipynb #a171992c
+# %% ../nbs/01a_bpe_engine.ipynb #19f07e12
 @inline
 def block_begins(text, i, end, carry, state):
     "Mask of the bytes of the block at i where a pre-token begins; and the carries, from the block before to the next."
@@ -350,7 +366,13 @@ def block_begins(text, i, end, carry, state):
     inside = ALL
     if end - i < 64:
         inside = (ONE << np.uint64(end - i)) - ONE
-        letter, number, blank, quote, high = letter & inside, number & inside, blank & inside, quote & inside, high & inside
+        letter, number, blank, quote, high = (
+            letter & inside,
+            number & inside,
+            blank & inside,
+            quote & inside,
+            high & inside,
+        )
         white = white & inside | ~inside
     other = ~(letter | number | white | high)
     lead, last = white, ZERO
@@ -395,14 +417,20 @@ def scan(text, i, end, state, starts, filled, capacity):
     state.letter, state.number, state.other, state.white, state.blank = carry
     return min(i, end), filled
 
-# %% ../nbs/01a_bpe_engine.ipynb #49a72c53
+# %% ../nbs/01a_bpe_engine.ipynb #4c7b06f8
 BATCH = 256  # words whose slots are on their way at the same time
 SHORT = 15  # longest word that a key holds whole [bytes]
-MIX1, MIX2, MIX3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(0xC2B2AE3D27D4EB4F)  # odd, without pattern
+MIX1, MIX2, MIX3 = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xD6E8FEB86659FD93),
+    np.uint64(0xC2B2AE3D27D4EB4F),
+)  # odd, without pattern
 
 KEY = np.dtype([("low", np.uint64), ("high", np.uint64)])
 SLOT = np.dtype([("low", np.uint64), ("high", np.uint64), ("value", np.uint64), ("more", np.uint64)])
-LONG = np.dtype([("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)])
+LONG = np.dtype(
+    [("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)]
+)
 KEY_BYTES, SLOT_BYTES, VALUE_AT = KEY.itemsize, SLOT.itemsize, SLOT.fields["value"][1]
 
 
@@ -455,7 +483,7 @@ def find_long(state, text, length, h):
         i = (i + 1) & (len(longs) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #3b203903
+# %% ../nbs/01a_bpe_engine.ipynb #0e75aad8
 @jit
 def make_keys(text, starts, words, keys, homes, state):
     """Keys of words 0 ... words - 1 and addresses of their home slots, which are asked for.
@@ -466,10 +494,14 @@ def make_keys(text, starts, words, keys, homes, state):
     for j in range(words):
         stop = starts[j + 1]
         length = stop - start
-        if length <= SHORT:  # no branch on the length but this one: whether 8 is exceeded, nobody could predict
+        if (
+            length <= SHORT
+        ):  # no branch on the length but this one: whether 8 is exceeded, nobody could predict
             below, above = min(length, 8), max(length, 8) - 8
             low = load64(text + start) & ALL >> np.uint64(64 - 8 * below)
-            high = load64(text + start + 8) & (ONE << np.uint64(8 * above)) - ONE | np.uint64(length) << np.uint64(56)
+            high = load64(text + start + 8) & (ONE << np.uint64(8 * above)) - ONE | np.uint64(
+                length
+            ) << np.uint64(56)
         else:
             low, high = hash_long(text + start, length), ZERO
         keys[j].low, keys[j].high = low, high
@@ -522,13 +554,15 @@ def absorb(address, other_address):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #7973e39d
+# %% ../nbs/01a_bpe_engine.ipynb #c787dd10
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
     num_bytes = size * dtype.itemsize
     if num_bytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(size, dtype)
-    memory = mmap.mmap(-1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has none
+    memory = mmap.mmap(
+        -1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # shared memory has none
     memory.madvise(mmap.MADV_HUGEPAGE)
     skip = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE  # to where a large page begins
     return np.frombuffer(memory, dtype, size, skip)
@@ -671,7 +705,7 @@ def count_segments(address, segments):
         if start < stop:
             count_segment(state.text + start, stop - start, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #c609fbf8
+# %% ../nbs/01a_bpe_engine.ipynb #81134820
 class Special:
     "Special tokens, laid out for compiled code: the longest first."
 
@@ -682,7 +716,9 @@ class Special:
         self.ends = np.cumsum([0, *map(len, self.tokens)])
         self.bytes = np.frombuffer(b"".join(self.tokens) or bytes(1), np.uint8)
 
-    def segments(self, address: int, n: int) -> np.ndarray:  # (k, 3): from, to, id of the special token behind or -1
+    def segments(
+        self, address: int, n: int
+    ) -> np.ndarray:  # (k, 3): from, to, id of the special token behind or -1
         "Stretches of a text between special tokens."
         if not self.tokens:
             return np.array([(0, n, -1)])
@@ -732,7 +768,7 @@ def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
 
 Memory.count = count
 
-# %% ../nbs/01a_bpe_engine.ipynb #3389fa46
+# %% ../nbs/01a_bpe_engine.ipynb #1a0b3df1
 WORD = np.dtype([("count", np.int64), ("start", np.int64), ("length", np.int64)])
 
 
@@ -763,17 +799,26 @@ def list_words(address, words, symbols, scratch):
 def listed(self: Memory) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,) int32
     "The counted words and their bytes."
     short_bytes = int((self.slots["high"] >> np.uint64(56)).sum())
-    words, symbols = np.zeros(len(self), WORD), np.zeros(short_bytes + int(self.longs["length"].sum()), np.int32)
+    words, symbols = (
+        np.zeros(len(self), WORD),
+        np.zeros(short_bytes + int(self.longs["length"].sum()), np.int32),
+    )
     list_words(self.address, words, symbols, np.zeros(16, np.uint8))
     return words, symbols
 
 
 Memory.listed = listed
 
-# %% ../nbs/01a_bpe_engine.ipynb #6f6ca0de
+# %% ../nbs/01a_bpe_engine.ipynb #a7149da4
 NONE = -1  # no row
 PAIR = np.dtype(
-    [("left", np.int32), ("right", np.int32), ("count", np.int64), ("first", np.int64), ("num_words", np.int64)]
+    [
+        ("left", np.int32),
+        ("right", np.int32),
+        ("count", np.int64),
+        ("first", np.int64),
+        ("num_words", np.int64),
+    ]
 )
 
 
@@ -792,7 +837,9 @@ def find_pair(pair_slots, pairs, left, right):
     "Slot that has the row of a pair, or the empty slot where it belongs."
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
     i = np.int64(key * MIX1 >> np.uint64(32)) & (len(pair_slots) - 1)
-    while pair_slots[i] != NONE and (pairs[pair_slots[i]].left != left or pairs[pair_slots[i]].right != right):
+    while pair_slots[i] != NONE and (
+        pairs[pair_slots[i]].left != left or pairs[pair_slots[i]].right != right
+    ):
         i = (i + 1) & (len(pair_slots) - 1)
     return i
 
@@ -858,8 +905,10 @@ def first_lists(words, pairs, used, rows, newest):
                 pair.num_words += 1
     return lists, end
 
-# %% ../nbs/01a_bpe_engine.ipynb #a2e11d76
-SIDE = np.dtype([("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)])  # of a neighbor
+# %% ../nbs/01a_bpe_engine.ipynb #4053a509
+SIDE = np.dtype(
+    [("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)]
+)  # of a neighbor
 EVENT = np.dtype([("neighbor", np.int32), ("word", np.int32)])
 
 
@@ -900,7 +949,14 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
                     )
                 if i + 2 < end:
                     num_right, right_events = note(
-                        rights[0], symbols[i + 2], w, word.count, rights[1], num_right, rights[2], right_events
+                        rights[0],
+                        symbols[i + 2],
+                        w,
+                        word.count,
+                        rights[1],
+                        num_right,
+                        rights[2],
+                        right_events,
                     )
                 symbol = new
                 i += 1
@@ -913,7 +969,7 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
 
 WORD_BYTES = WORD.itemsize
 
-# %% ../nbs/01a_bpe_engine.ipynb #7dc54480
+# %% ../nbs/01a_bpe_engine.ipynb #7fec31c2
 @inline
 def gain(pair_slots, pairs, used, left, right, row, lists, end):
     "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, their end)."
@@ -921,7 +977,9 @@ def gain(pair_slots, pairs, used, left, right, row, lists, end):
     pair = pairs[row.row]
     pair.count += row.change
     lists = grown(lists, end, pair.num_words + row.num_words)
-    for k in range(pair.num_words):  # known before, since the symbol was: its list moves to where there is room
+    for k in range(
+        pair.num_words
+    ):  # known before, since the symbol was: its list moves to where there is room
         lists[end + k] = lists[pair.first + k]
     pair.first = end
     return used, lists, end + pair.num_words + row.num_words
@@ -1461,7 +1519,7 @@ class Coder(Memory):
             self.ids[:used], self.state["ids_used"] = old[:used], used
         super().reserve(words, long_words, long_bytes)
 
-# %% ../nbs/01a_bpe_engine.ipynb #e19ffb2c
+# %% ../nbs/01a_bpe_engine.ipynb #f4edf25f
 def encode(self: Coder, data: bytes) -> list[int]:
     "Token ids of a text. For a short text every fraction of a microsecond counts."
     n = len(data)
@@ -1477,7 +1535,9 @@ def encode(self: Coder, data: bytes) -> list[int]:
     return self.encode_array(data).tolist()
 
 
-def encode_array(self: Coder, data: bytes | int, file=None) -> np.ndarray:  # uint32, valid until the next call
+def encode_array(
+    self: Coder, data: bytes | int, file=None
+) -> np.ndarray:  # uint32, valid until the next call
     "Token ids of a text, or of so many bytes of a file."
     n = self.read(data, file)
     num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
@@ -1486,7 +1546,7 @@ def encode_array(self: Coder, data: bytes | int, file=None) -> np.ndarray:  # ui
 
 Coder.encode, Coder.encode_array = encode, encode_array
 
-# %% ../nbs/01a_bpe_engine.ipynb #79bc9b43
+# %% ../nbs/01a_bpe_engine.ipynb #65e482e3
 class Crew:
     "Memories for as many threads as work at the same time."
 
@@ -1511,16 +1571,20 @@ class Crew:
         first = max(self.all, key=len, default=None) or self.make()
         for memory in self.all:
             if memory is not first:
-                first.reserve(len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0]))
+                first.reserve(
+                    len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0])
+                )
                 absorb(first.address, memory.address)
         self.all = [first]
         return first
 
-# %% ../nbs/01a_bpe_engine.ipynb #785afada
+# %% ../nbs/01a_bpe_engine.ipynb #176757fb
 def on_disk() -> bool:
     "Whether some process has left the compiled code on disk."
     folder = getattr(learn._cache, "cache_path", None)
-    return bool(folder) and all(any(Path(folder).glob(f"bpe_engine.{name}-*.nbi")) for name in ("learn", "encode_text"))
+    return bool(folder) and all(
+        any(Path(folder).glob(f"bpe_engine.{name}-*.nbi")) for name in ("learn", "encode_text")
+    )
 
 
 def worth_it(num_bytes: int) -> bool:

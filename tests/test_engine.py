@@ -113,6 +113,15 @@ def test_same_merges(path, monkeypatch, tmp_path):
         assert results[0] == results[1]
 
 
+def test_texts_instead_of_a_file(path, text, monkeypatch):
+    texts = text.split(END)
+    for which in ("plain", "fast"):
+        monkeypatch.setenv("LLM_SCRATCH_ENGINE", which)
+        assert tokenizer.train_bpe(iter(texts), 600) == tokenizer.train_bpe(path, 600)
+        with pytest.raises(ValueError, match="empty"):
+            tokenizer.train_bpe([])
+
+
 def test_files_and_streams(learned, path, text, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
     one = tokenizer.Tokenizer(*learned, [END])
