@@ -119,7 +119,7 @@ def test_texts_instead_of_a_file(path, text, monkeypatch):
         monkeypatch.setenv("LLM_SCRATCH_ENGINE", which)
         assert tokenizer.train_bpe(iter(texts), 600) == tokenizer.train_bpe(path, 600)
         with pytest.raises(ValueError, match="empty"):
-            tokenizer.train_bpe([])
+            tokenizer.train_bpe([], 300)
 
 
 def test_files_and_streams(learned, path, text, tmp_path, monkeypatch):
