@@ -3,12 +3,14 @@
 # %% auto #0
 __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_DTYPES', 'online_step', 'visible', 'keys_end',
            'tiled_forward', 'tiled_backward', 'check_inputs', 'FlashAttentionPyTorch', 'Tiles', 'Gpu', 'shared_bytes',
-           'registers', 'fits', 'default_tiles', 'interpreted', 'has_tma', 'triton_forward', 'triton_backward',
-           'flash_forward', 'flash_backward', 'FlashAttentionTriton', 'why_not_triton', 'flash_attention']
+           'registers', 'fits', 'default_tiles', 'candidates', 'interpreted', 'has_tma', 'triton_forward',
+           'triton_backward', 'flash_forward', 'flash_backward', 'FlashAttentionTriton', 'why_not_triton',
+           'flash_attention']
 
-# %% ../nbs/05_flash_attention.ipynb #2127d8a1
+# %% ../nbs/05_flash_attention.ipynb #2a396ddc
 import math
 from functools import lru_cache
+from itertools import product
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -178,7 +180,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #78f0e30c
+# %% ../nbs/05_flash_attention.ipynb #1c2ef2a5
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -251,7 +253,7 @@ def _forward_tiles(
         m = m_new
     return m, l, acc
 
-# %% ../nbs/05_flash_attention.ipynb #50760965
+# %% ../nbs/05_flash_attention.ipynb #5ed0bb16
 @triton.jit
 def _forward_kernel(
     q, k, v, o,  # descriptors, or (pointer, strides): (B, H, Nq, K), (B, H_kv, Nk, K) twice, (B, H, Nq, K)
@@ -321,7 +323,7 @@ def _forward_kernel(
     L = tl.where(blind, -float("inf"), (m + tl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     tl.store(lse + head.to(tl.int64) * Nq + i, L, mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #21d34e84
+# %% ../nbs/05_flash_attention.ipynb #e7e12dd9
 @triton.jit
 def _dq_tiles(
     Q, dO, k, v, L, Delta, acc, last, b, h, begin, end, Nk, scale,
@@ -416,7 +418,7 @@ def _dq_kernel(
         acc * (scale * 0.6931471805599453), dq, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA
     )  # scale without log2(e)
 
-# %% ../nbs/05_flash_attention.ipynb #89199bf4
+# %% ../nbs/05_flash_attention.ipynb #5f9c6f23
 @triton.jit
 def _dkv_tiles(
     Kj, Vj, q, do, lse2, delta, dk, dv, j, b, h, begin, end, Nq, Nk, scale,
@@ -528,7 +530,7 @@ def fits(kernel: str, tiles: Tiles, K_PAD: int, itemsize: int, gpu: Gpu) -> bool
         and registers(kernel, tiles, K_PAD, itemsize) <= 192
     )
 
-# %% ../nbs/05_flash_attention.ipynb #cd685152
+# %% ../nbs/05_flash_attention.ipynb #79fa1116
 ANY = 1 << 62  # longer than any sequence
 RECORDED = {  # bf16 on an H200: padded head width up to, causal or not, length up to, tiles; the first match is taken
     "forward": [
@@ -557,15 +559,11 @@ RECORDED = {  # bf16 on an H200: padded head width up to, causal or not, length 
         (128, True, ANY, Tiles(64, 64, 4, 2)),
     ],
 }
-CAUTIOUS = [
-    Tiles(64, 64),
-    Tiles(64, 32),
-    Tiles(32, 64),
-    Tiles(64, 32, 8),
-    Tiles(32, 32, 8),
-    Tiles(32, 32),
-    Tiles(16, 16),
-]
+CAUTIOUS = {  # unmeasured: the largest first; one loop, since two spill without Hopper's matrix units
+    "forward": [Tiles(n, m, 4, 2, "masked") for n, m in ((64, 64), (64, 32), (32, 32), (16, 16))],
+    "dq": [Tiles(n, m, 4, 2, "masked") for n, m in ((64, 64), (64, 32), (32, 32), (16, 16))],
+    "dkv": [Tiles(n, m, 4, 2, "masked") for n, m in ((32, 64), (32, 32), (16, 16))],
+}
 
 
 def default_tiles(
@@ -586,9 +584,22 @@ def default_tiles(
                 and fits(kernel, tiles, K_PAD, itemsize, gpu)
             ):
                 return tiles
-    return next((t for t in CAUTIOUS if fits(kernel, t, K_PAD, itemsize, gpu)), CAUTIOUS[-1])
+    return next((t for t in CAUTIOUS[kernel] if fits(kernel, t, K_PAD, itemsize, gpu)), CAUTIOUS[kernel][-1])
 
-# %% ../nbs/05_flash_attention.ipynb #9f18adcb
+# %% ../nbs/05_flash_attention.ipynb #36fe87e6
+def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -> list[Tiles]:
+    "Every choice of tiles that fits `gpu`; Hopper's matrix instruction wants 64 rows for each 4 warps."
+    owned = (64, 128) if gpu.capability[0] == 9 else (32, 64, 128)
+    found = []
+    for own, other, stages in product(owned, (32, 64, 128), (2, 3, 4)):
+        rows = (other, own) if kernel == "dkv" else (own, other)
+        for warps, loops in product((4, 8), ("both", "masked") if causal else ("masked",)):
+            tiles = Tiles(*rows, warps, stages, loops)
+            if own * warps >= 256 and fits(kernel, tiles, K_PAD, itemsize, gpu):
+                found.append(tiles)
+    return found
+
+# %% ../nbs/05_flash_attention.ipynb #b0df3d77
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -633,7 +644,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #5bcd8d87
+# %% ../nbs/05_flash_attention.ipynb #7bf0c0e1
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():

@@ -1,12 +1,14 @@
-"""FlashAttention's module as a user meets it: without Triton, with its interpreter, and with neither GPU nor interpreter."""
+"""FlashAttention as a user meets it: without Triton, in its interpreter, compiled for GPUs that are not there, on one that is."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+import torch
 
 COMMON = """
 import torch
@@ -49,6 +51,8 @@ GRID = [  # B, H, H_kv, Nq, Nk, K
     (1, 4, 2, 7, 40, 80),     # grouped, more keys, padded width
     (1, 2, 1, 40, 7, 32),     # grouped, more queries
     (1, 1, 1, 16, 64, 8),     # narrower than the smallest product
+    (1, 2, 2, 20, 50, 18),    # rows that no descriptor can take
+    (1, 6, 2, 70, 70, 64),    # several tiles both ways, three heads to a group
     (1, 1, 1, 17, 18, 256),   # the widest
 ]
 """
@@ -167,3 +171,227 @@ def test_kernels_half_precision_layouts_and_empty_inputs():
         """,
         interpret=True,
     )
+
+
+def test_kernels_with_infinities_and_rows_that_see_nothing():
+    needs_triton(interpreter=True)
+    run(
+        """
+        import warnings
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy, of 0 * inf in rows past the end
+        q, k, v = views(1, 2, 2, 40, 36, 16)
+        q = q.abs()
+        k[:, :, 5], k[:, :, 30] = -torch.inf, -torch.inf  # scores of -inf: two keys that weigh nothing
+        for causal in False, True:
+            o, lse = fa.triton_forward(q, k, v, causal, 0.25)
+            assert not o.isnan().any() and not lse.isnan().any()
+            keep = [j for j in range(36) if j not in (5, 30)]
+            i, j = torch.arange(40), torch.tensor(keep)
+            seen = fa.visible(i, j, 40, 36) if causal else torch.ones(40, 34, dtype=torch.bool)
+            s = (q @ k[:, :, keep].mT * 0.25).masked_fill(~seen, -1e30)
+            torch.testing.assert_close(o, s.softmax(-1).masked_fill(~seen, 0) @ v[:, :, keep])
+        k.fill_(-torch.inf)
+        o, lse = fa.triton_forward(q, k, v, False, 0.25)
+        assert o.abs().max() == 0 and (lse == -torch.inf).all()  # all scores are -inf: as if nothing were seen
+
+        q, k, v = (x.clone().requires_grad_() for x in views(1, 2, 1, 40, 8, 16))  # 32 queries see nothing
+        o = fa.flash_attention(q, k, v, causal=True)
+        assert o[:, :, :32].abs().max() == 0
+        for g in torch.autograd.grad(o, (q, k, v), 1e4 * torch.ones_like(o)):
+            assert g.isfinite().all()
+        """,
+        interpret=True,
+    )
+
+
+def test_operator_in_a_compiled_graph():
+    needs_triton(interpreter=True)
+    run(
+        """
+        def loss(attention, q, k, v):
+            return attention(2 * q, k, v).square().mean()
+
+        for attention in (lambda *x: fa.flash_attention(*x, causal=True)), (lambda *x: fa.FlashAttentionTriton.apply(*x, True)):
+            whole = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+            for n in 9, 33:
+                x = [t.clone().requires_grad_() for t in views(1, 4, 2, n, n, 16)]
+                ours = torch.autograd.grad(whole(attention, *x), x)
+                for a, b in zip(ours, torch.autograd.grad(loss(attention, *x), x), strict=True):
+                    torch.testing.assert_close(a, b)
+        """,
+        interpret=True,
+    )
+
+
+def test_refusals():
+    import llm_scratch.flash_attention as fa
+
+    x = torch.zeros(1, 2, 4, 16)
+    for wrong in 0.0, -1.0, float("nan"), float("inf"):
+        with pytest.raises(ValueError, match="scale must be a positive number"):
+            fa.flash_attention(x, x, x, scale=wrong)
+    with pytest.raises(ValueError, match="multiple of the key/value heads"):
+        fa.flash_attention(x, x[:, :1].repeat(1, 3, 1, 1), x[:, :1].repeat(1, 3, 1, 1))
+
+
+class Compiled:
+    """Stands in for a kernel: compiles what it is called with, for a GPU that need not be there."""
+
+    def __init__(self, kernel, capability):
+        self.kernel, self.capability = kernel, capability
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *args, num_warps, num_stages, **constants):
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+
+        names, aligned = self.kernel.arg_names, {}
+        signature = {n: "constexpr" if n in constants else self.type_of(args[i]) for i, n in enumerate(names)}
+        for i, x in enumerate(args):
+            parts = [((i, j), y) for j, y in enumerate(x)] if isinstance(x, tuple) else [((i,), x)]
+            for place, y in parts:
+                if torch.is_tensor(y) or isinstance(y, int) and y % 16 == 0:
+                    aligned[place] = [["tt.divisibility", 16]]
+        constants = {(names.index(n),): value for n, value in constants.items()}
+        source = ASTSource(self.kernel, signature, constants, aligned)
+        options = dict(num_warps=num_warps, num_stages=num_stages)
+        self.result = compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
+
+    def type_of(self, x):
+        short = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+        if isinstance(x, tuple):
+            return tuple(map(self.type_of, x))
+        if torch.is_tensor(x):
+            return "*" + short[x.dtype]
+        if hasattr(x, "block_shape"):
+            return f"tensordesc<{short[x.base.dtype]}{list(x.block_shape)}>".replace(" ", "")
+        return "fp32" if isinstance(x, float) else "i32"
+
+    def spilled(self, folder):  # bytes that a thread keeps in slow memory
+        import triton
+
+        tool = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
+        (folder / "kernel.cubin").write_bytes(self.result.asm["cubin"])
+        usage = subprocess.check_output([tool, "--dump-resource-usage", folder / "kernel.cubin"], text=True)
+        return int(re.search(r"STACK:(\d+)", usage)[1])
+
+
+GPUS = {"A100": ((8, 0), 166_912), "H200": ((9, 0), 232_448), "RTX 5090": ((12, 0), 101_376)}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_kernels_compile_for(name, monkeypatch, tmp_path):
+    needs_triton()
+    import llm_scratch.flash_attention as fa
+
+    if fa.interpreted():
+        pytest.skip("TRITON_INTERPRET is set")
+    gpu = fa.Gpu(*GPUS[name])
+    monkeypatch.setattr(fa, "_gpu", lambda index: gpu)
+    monkeypatch.setattr(fa, "has_tma", lambda device: gpu.capability[0] >= 9)
+    KERNELS = dict(fa.KERNELS)
+    for K in 64, 128:
+        q = torch.empty(2, 4096, 16, K, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+        numbers = torch.empty(2, 16, 4096, device="meta")
+        for kernel, tensors, count in ("forward", 4, 1), ("dq", 6, 3), ("dkv", 6, 2):
+            function, *rest = KERNELS[kernel]
+            compiled = Compiled(function, 10 * gpu.capability[0] + gpu.capability[1])
+            monkeypatch.setitem(fa.KERNELS, kernel, (compiled, *rest))
+            fa._launch(kernel, [q] * tensors, [numbers] * count, True, K**-0.5)
+            assert compiled.result.metadata.shared <= gpu.shared
+            assert compiled.spilled(tmp_path) <= 64, (kernel, K)
+            if gpu.capability == (9, 0):  # the matrix units of Hopper, fed by its copy unit
+                assert (
+                    "wgmma" in compiled.result.asm["ptx"]
+                    and "cp.async.bulk.tensor" in compiled.result.asm["ptx"]
+                )
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# largest ||ours - exact|| / ||exact|| of the output, and of the gradients
+LIMITS = {torch.bfloat16: (3e-3, 4e-3), torch.float16: (4e-4, 6e-4), torch.float32: (1e-5, 1e-5)}
+
+
+def gpu_views(B, H, H_kv, Nq, Nk, K, dtype, layout):
+    "q, k, v, do on the GPU; layout: 'model' (B, T, H, K) in memory, 'packed' cut out of one tensor, 'plain' (B, H, T, K)."
+    g = torch.Generator("cuda").manual_seed(Nq + Nk + K)
+    draw = lambda *shape: torch.randn(shape, generator=g, device="cuda").to(dtype)
+    if layout == "plain":
+        return draw(B, H, Nq, K), draw(B, H_kv, Nk, K), draw(B, H_kv, Nk, K), draw(B, H, Nq, K)
+    k, v = draw(B, Nk, H_kv, K).transpose(1, 2), draw(B, Nk, H_kv, K).transpose(1, 2)
+    if layout == "packed":
+        k, v = draw(B, Nk, 2 * H_kv, K).transpose(1, 2).split(H_kv, 1)
+    return draw(B, Nq, H, K).transpose(1, 2), k, v, draw(B, Nq, H, K).transpose(1, 2)
+
+
+@on_gpu
+@pytest.mark.parametrize("K", [8, 16, 32, 40, 64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("dtype", LIMITS, ids=lambda dtype: str(dtype)[6:])
+def test_on_the_gpu(K, dtype):
+    from llm_scratch.flash_attention import flash_attention
+
+    worst = [0.0] * 4
+    for B, H, H_kv, Nq, Nk in (
+        (2, 4, 4, 512, 512),
+        (2, 4, 2, 333, 333),
+        (1, 6, 2, 200, 700),
+        (1, 4, 1, 450, 129),
+        (2, 2, 2, 1, 77),
+    ):
+        for layout in "model", "packed", "plain":
+            q, k, v, do = gpu_views(B, H, H_kv, Nq, Nk, K, dtype, layout)
+            for causal in False, True:
+                x = [t.detach().requires_grad_() for t in (q, k, v)]
+                o = flash_attention(*x, causal=causal)
+                ours = o, *torch.autograd.grad(o, x, do)
+                y = [t.detach().double().requires_grad_() for t in (q, k, v)]
+                s = y[0] @ y[1].repeat_interleave(H // H_kv, 1).mT * K**-0.5
+                seen = torch.ones(Nq, Nk, dtype=torch.bool, device="cuda")
+                seen = seen.tril(Nk - Nq) if causal else seen
+                exact = s.masked_fill(~seen, -1e300).softmax(-1).masked_fill(~seen, 0) @ y[
+                    2
+                ].repeat_interleave(H // H_kv, 1)
+                theirs = exact, *torch.autograd.grad(exact, y, do.double())
+                for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                    assert a.isfinite().all()
+                    worst[n] = max(worst[n], ((a.double() - b).norm() / b.norm().clamp_min(1e-30)).item())
+    print(
+        f"\n{dtype} K={K}: "
+        + ", ".join(f"{name} {e:.1e}" for name, e in zip(("o", "dq", "dk", "dv"), worst, strict=True))
+    )
+    assert worst[0] <= LIMITS[dtype][0] and max(worst[1:]) <= LIMITS[dtype][1], worst
+
+
+@on_gpu
+def test_gpu_same_bits_twice_and_infinities():
+    from llm_scratch.flash_attention import flash_attention, triton_forward
+
+    q, k, v, do = gpu_views(2, 8, 2, 777, 777, 64, torch.bfloat16, "model")
+    runs = []
+    for _ in range(3):
+        x = [t.detach().requires_grad_() for t in (q, k, v)]
+        o = flash_attention(*x, causal=True)
+        runs.append((o, *torch.autograd.grad(o, x, do)))
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+    for dtype in LIMITS:
+        q, k, v, _ = gpu_views(1, 2, 2, 150, 140, 64, dtype, "plain")
+        k[:, :, ::2] = -torch.inf
+        o, lse = triton_forward(q.abs(), k, v, False, 0.125)
+        s = (q.abs().double() @ k[:, :, 1::2].double().mT * 0.125).softmax(-1) @ v[:, :, 1::2].double()
+        assert (o - s).norm() / s.norm() < 5e-3 and not lse.isnan().any()
+
+
+@on_gpu
+def test_gpu_compiled_graph_and_fallback_agree():
+    from llm_scratch.flash_attention import _torch_attention, flash_attention
+
+    x = [t.detach().requires_grad_() for t in gpu_views(2, 4, 2, 256, 256, 64, torch.float32, "model")[:3]]
+    loss = lambda f: f(*x).square().mean()
+    ours = torch.autograd.grad(
+        torch.compile(lambda: loss(lambda *x: flash_attention(*x, causal=True)), fullgraph=True)(), x
+    )
+    theirs = torch.autograd.grad(loss(lambda *x: _torch_attention(*x, True, None)), x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
