@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'COMMANDS', 'positional', 'UsageError', 'flatten', 'parse', 'command_name', 'Download', 'text_file',
-           'existing', 'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate', 'BenchTokenizer', 'Bench',
-           'info_system', 'info_tokenizer', 'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'overview',
-           'complain', 'main', 'dispatch']
+           'existing', 'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate', 'BenchTokenizer',
+           'BenchAttention', 'Bench', 'info_system', 'info_tokenizer', 'info_tokens', 'info_text', 'chosen', 'info_run',
+           'Info', 'overview', 'complain', 'main', 'dispatch']
 
 # %% ../nbs/10_cli.ipynb #352d4833
 import os
@@ -338,8 +338,58 @@ class BenchTokenizer:
             self.plot.parent.mkdir(parents=True, exist_ok=True)
             bpe_engine.plot_tokenizer_benchmark(record).savefig(self.plot)
 
-# %% ../nbs/10_cli.ipynb #a10ad7ef
-BENCHMARKS = {"tokenizer": BenchTokenizer}
+# %% ../nbs/10_cli.ipynb #0de939c3
+@dataclass(frozen=True, kw_only=True)
+class BenchAttention:
+    "Measure FlashAttention against PyTorch's attentions on the GPU: speed and memory of each pass."
+
+    grid: str = positional("GRID", default="race")  # race (16k tokens), groups, lengths (one text), or all
+    head_sizes: tuple[int, ...] = ()  # other head widths than the grid's
+    lengths: tuple[int, ...] = ()  # other lengths [tokens]
+    dtypes: tuple[str, ...] = ()  # other dtypes: bfloat16, float16, float32
+    tokens: int | None = None  # per batch, in place of the grid's
+    hidden: int | None = None  # heads times head width
+    peers: tuple[str, ...] = ()  # whom to measure; none named: those of the grid
+    seconds: float = 0.03  # for each measurement, at least 3 runs
+    record: Path | None = None  # write rows, device and versions to this JSON file as well
+    plot: Path | None = None  # draw the speeds into this file (.png, .svg, .pdf)
+
+    title = "bench attention"  # how it is typed
+
+    def parts(self) -> list:  # as `benchmark_attention` takes them
+        "The grid, with what the command line changes."
+        from llm_scratch.flash_attention import GRIDS
+
+        if self.grid not in (*GRIDS, "all"):
+            raise UsageError(f"no grid {self.grid!r}; there are: {', '.join(GRIDS)}, all")
+        names = "head_sizes", "lengths", "dtypes", "tokens", "hidden"
+        own = {name: value for name in names if (value := getattr(self, name))}
+        chosen = GRIDS.values() if self.grid == "all" else [GRIDS[self.grid]]
+        return [(plan | own, peers) for grid in chosen for plan, peers in grid]
+
+    def run(self):
+        import torch
+
+        from llm_scratch import flash_attention as fa
+
+        if wrong := [path for path in (self.record, self.plot) if path and path.is_dir()]:
+            raise UsageError(f"{wrong[0]} is a folder; name a file")
+        parts = self.parts()
+        if not torch.cuda.is_available() and not (self.lengths and self.tokens and self.hidden):
+            raise UsageError(
+                "there is no GPU here, and on a CPU this grid takes hours; recorded results are in data/results, "
+                "and this is small enough: --lengths 256 --tokens 256 --hidden 128"
+            )
+        rows = fa.benchmark_attention(parts, self.peers or None, self.seconds)
+        print(fa.attention_table(rows))
+        if self.record is not None:
+            fa.save_attention(fa.attention_record(rows, f"llm_scratch {self.title} {self.grid}"), self.record)
+        if self.plot is not None:
+            self.plot.parent.mkdir(parents=True, exist_ok=True)
+            fa.plot_attention(rows, rows[0]["matmul_tflops"]).savefig(self.plot)
+
+# %% ../nbs/10_cli.ipynb #afecf6f0
+BENCHMARKS = {"tokenizer": BenchTokenizer, "attention": BenchAttention}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_DTYPES', 'OURS', 'ATTENTIONS', 'FAST', 'LENGTHS',
-           'GRIDS', 'online_step', 'visible', 'keys_end', 'tiled_forward', 'tiled_backward', 'check_inputs',
+           'SINGLE', 'GRIDS', 'online_step', 'visible', 'keys_end', 'tiled_forward', 'tiled_backward', 'check_inputs',
            'FlashAttentionPyTorch', 'Tiles', 'Gpu', 'shared_bytes', 'registers', 'fits', 'default_tiles', 'candidates',
            'interpreted', 'has_tma', 'triton_forward', 'triton_backward', 'flash_forward', 'flash_backward',
            'FlashAttentionTriton', 'why_not_triton', 'flash_attention', 'AttentionShape', 'plan_attention',
@@ -193,7 +193,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #7e188551
+# %% ../nbs/05_flash_attention.ipynb #b9d6d42d
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -266,7 +266,7 @@ def _forward_tiles(
         m = m_new
     return m, l, acc
 
-# %% ../nbs/05_flash_attention.ipynb #e45abf0c
+# %% ../nbs/05_flash_attention.ipynb #3b7a0b96
 @triton.jit
 def _forward_kernel(
     q, k, v, o,  # descriptors, or (pointer, strides): (B, H, Nq, K), (B, H_kv, Nk, K) twice, (B, H, Nq, K)
@@ -336,7 +336,7 @@ def _forward_kernel(
     L = tl.where(blind, -float("inf"), (m + tl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     tl.store(lse + head.to(tl.int64) * Nq + i, L, mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #a9430b78
+# %% ../nbs/05_flash_attention.ipynb #ce975958
 @triton.jit
 def _dq_tiles(
     Q, dO, k, v, L, Delta, acc, last, b, h, begin, end, Nk, scale,
@@ -431,7 +431,7 @@ def _dq_kernel(
         acc * (scale * 0.6931471805599453), dq, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA
     )  # scale without log2(e)
 
-# %% ../nbs/05_flash_attention.ipynb #8b879662
+# %% ../nbs/05_flash_attention.ipynb #4e1a5b08
 @triton.jit
 def _dkv_tiles(
     Kj, Vj, q, do, lse2, delta, dk, dv, j, b, h, begin, end, Nq, Nk, scale,
@@ -621,7 +621,7 @@ def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -
                 found.append(tiles)
     return found
 
-# %% ../nbs/05_flash_attention.ipynb #f5d4f19a
+# %% ../nbs/05_flash_attention.ipynb #a45243ba
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -666,7 +666,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #d4dcfa00
+# %% ../nbs/05_flash_attention.ipynb #056c2707
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():
@@ -880,7 +880,7 @@ def flash_attention(
         return _torch_attention(q, k, v, causal, scale)
     return flash_forward(q, k, v, causal, q.shape[-1] ** -0.5 if scale is None else scale)[0]
 
-# %% ../nbs/05_flash_attention.ipynb #11bd0503
+# %% ../nbs/05_flash_attention.ipynb #3d420e01
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     "One problem of the benchmark."
@@ -914,7 +914,14 @@ def plan_attention(
     hidden: int = 2048,  # H is hidden / head size
     groups: int = 1,  # query heads per key/value head
 ) -> list[AttentionShape]:
-    "Every combination."
+    "Every combination. `ValueError` for sizes that make none."
+    if wrong := set(dtypes) - {str(dtype)[6:] for dtype in TRITON_DTYPES}:
+        raise ValueError(f"no dtype {', '.join(wrong)} here; there are: bfloat16, float16, float32")
+    numbers = [*head_sizes, *lengths, tokens, hidden, groups]
+    if min(numbers) < 1 or any(hidden % (K * groups) for K in head_sizes):
+        raise ValueError(
+            f"need positive sizes, and head sizes (times groups) that divide hidden={hidden}; got {list(head_sizes)}"
+        )
     return [
         AttentionShape(
             B=max(1, tokens // N),
@@ -928,7 +935,7 @@ def plan_attention(
         for dtype, K, causal, N in product(dtypes, head_sizes, masks, lengths)
     ]
 
-# %% ../nbs/05_flash_attention.ipynb #2bdf7b06
+# %% ../nbs/05_flash_attention.ipynb #7a0192e3
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     "Attention as written in the paper, with the score matrix in memory, in the dtype of the inputs."
     s = q @ k.mT * q.shape[-1] ** -0.5
@@ -1008,7 +1015,7 @@ def median_ms(
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
-# %% ../nbs/05_flash_attention.ipynb #a0e2d63e
+# %% ../nbs/05_flash_attention.ipynb #ed92e2e0
 def measure_attention(
     attention: Callable,  # (q, k, v) -> o
     shape: AttentionShape,
@@ -1056,9 +1063,16 @@ def ceilings(device: str) -> dict:  # TFLOP/s of a large bf16 matrix product, by
         "copy_bytes_per_s": 2e3 * len(big) / copy,
     }
 
-# %% ../nbs/05_flash_attention.ipynb #9733f559
+# %% ../nbs/05_flash_attention.ipynb #e6122770
 FAST = OURS, "SDPA FlashAttention-2", "SDPA cuDNN"
 LENGTHS = 128, 256, 512, 1024, 2048, 4096, 8192, 13312, 16384, 32768, 65536
+SINGLE = {
+    "head_sizes": (16, 32, 64, 128),
+    "lengths": LENGTHS,
+    "masks": (True,),
+    "tokens": 1,
+    "hidden": 1024,
+}  # one text
 GRIDS = {  # name -> parts: what `plan_attention` takes, and who is measured on it
     "race": [
         ({}, FAST),
@@ -1066,9 +1080,9 @@ GRIDS = {  # name -> parts: what `plan_attention` takes, and who is measured on 
     ],
     "groups": [({"head_sizes": (128,), "masks": (True,), "groups": 4}, (*FAST, "flex_attention"))],
     "lengths": [
-        ({"head_sizes": (16, 32, 64, 128), "lengths": LENGTHS, "dtypes": ("bfloat16", "float32"), "masks": (True,),
-          "tokens": 1, "hidden": 1024}, (OURS, "SDPA efficient", "naive")),
-        ({"lengths": LENGTHS, "masks": (True,), "tokens": 1, "hidden": 1024}, ("SDPA FlashAttention-2", "SDPA cuDNN", "naive compiled")),
+        (SINGLE, (OURS, "SDPA FlashAttention-2", "SDPA cuDNN", "naive")),
+        (SINGLE | {"head_sizes": (64,)}, ("naive compiled",)),
+        (SINGLE | {"lengths": LENGTHS[:8], "dtypes": ("float32",)}, (OURS, "SDPA efficient", "naive")),
     ],
 }  # fmt: skip
 
@@ -1081,19 +1095,18 @@ def benchmark_attention(
 ) -> list[dict]:  # rows of `measure_attention` with "peer"; the first has the ceilings
     "Races attentions over every shape of `parts` on the GPU, or on the CPU if there is none."
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = GRIDS["race"] if parts is None else parts
     jobs = [
-        (shape, peer)
-        for plan, names in parts or GRIDS["race"]
-        for shape in plan_attention(**plan)
-        for peer in peers or names
+        (shape, peer) for plan, names in parts for shape in plan_attention(**plan) for peer in peers or names
     ]
+    jobs = list(dict.fromkeys(jobs))  # what two parts share is measured once
     if unknown := {peer for _, peer in jobs} - ATTENTIONS.keys():
         raise ValueError(
             f"no attention named {', '.join(sorted(unknown))}; there are: {', '.join(ATTENTIONS)}"
         )
     rows = [ceilings(device)]
     for shape, peer in (bar := tqdm(jobs, desc="measuring", disable=not progress)):
-        bar.set_postfix_str(f"{peer}, K={shape.K}, N={shape.N}")
+        bar.set_postfix_str(f"{peer}, K={shape.K}, N={shape.N}", refresh=False)
         torch._dynamo.reset()
         rows += [
             {"peer": peer} | row for row in measure_attention(ATTENTIONS[peer](shape), shape, device, budget)
@@ -1102,7 +1115,7 @@ def benchmark_attention(
             torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/05_flash_attention.ipynb #cb1d16ac
+# %% ../nbs/05_flash_attention.ipynb #a987b5e4
 def attention_record(
     rows: list[dict],  # from `benchmark_attention`
     what: str = "llm_scratch bench attention",  # the command that measured
@@ -1169,7 +1182,7 @@ def save_attention(
     half.write_text(json.dumps(record) + "\n", encoding="utf-8")
     half.replace(path)
 
-# %% ../nbs/05_flash_attention.ipynb #c48e0c3e
+# %% ../nbs/05_flash_attention.ipynb #d951e91f
 def plot_attention(
     rows: list[dict],  # from `benchmark_attention`, of one dtype and plan
     ceiling: float | None = None,  # [TFLOP/s]; None: draw ratios, our speed over that of each peer

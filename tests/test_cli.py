@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from llm_scratch.cli import COMMANDS, main
 from llm_scratch.data import END, tales
@@ -277,6 +278,25 @@ def test_bench_measures(cli, here):
     rows = [row for row in record["rows"] if row["peer"] == "tiktoken"]
     assert {row["task"] for row in rows} == {"encode", "strings"} and all(row["same_ids"] for row in rows)
     assert out.count("| tiktoken") == len(rows) == 3 and Path("new/speed.png").stat().st_size > 5000
+
+
+def test_bench_attention(cli, here):
+    code, out, _ = cli("bench attention --help")
+    assert code == 0 and "llm_scratch bench attention" in out and "--head-sizes" in out
+    refused(cli("bench attention rase"), "rase", "race, groups, lengths, all")
+    refused(cli("bench attention --record runs"), "runs is a folder")
+    small = "bench attention --head-sizes 16 --lengths 32 --tokens 32 --hidden 32 --seconds 0"
+    refused(cli(f"{small} --peers nobody"), "nobody", "SDPA cuDNN")
+    refused(cli(f"{small} --dtypes int7"), "int7", "bfloat16")
+    refused(cli("bench attention --head-sizes 48 --lengths 32 --tokens 32 --hidden 32"), "divide")
+    if not torch.cuda.is_available():
+        refused(cli("bench attention"), "no GPU", "--lengths 256")
+    code, out, err = cli(f"{small} --peers llm_scratch naive --record new/race.json --plot new/race.png")
+    assert code == 0, err
+    record = json.loads(Path("new/race.json").read_text(encoding="utf-8"))
+    assert {"what", "device", "python", "versions", "date", "rows"} <= record.keys()
+    assert {row["pass"] for row in record["rows"][1:]} == {"forward", "backward", "both"}
+    assert out.count("| naive |") == 2 and Path("new/race.png").stat().st_size > 5000
 
 
 def test_existing_run_is_refused_resumed_or_overwritten(cli, here):
