@@ -4,21 +4,23 @@
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
            'EDGE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES',
            'VALUE_AT', 'HUGE', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW',
-           'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64',
-           'load32', 'equal16', 'copy16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks',
-           'equal_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'wide_masks',
-           'contraction', 'split_contractions', 'block_begins', 'scan', 'home_of', 'find', 'hash_long', 'same_bytes',
-           'find_long', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
-           'reserve', 'read', 'batch_of', 'next_batch', 'count_elsewhere', 'count_segment', 'count_segments', 'Special',
-           'special_at', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy',
-           'count_pairs', 'first_lists', 'note', 'rewrite', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins',
-           'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors',
-           'merge_pair', 'with_events', 'learn', 'train', 'find_rank', 'rank_of', 'fill_ranks', 'merge_few', 'rise',
-           'sink', 'merge_many', 'merge_word', 'packed', 'emit', 'value_elsewhere', 'encode_segment', 'has_room',
-           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it',
-           'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
-           'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
-           'save_benchmark', 'plot_tokenizer_benchmark']
+           'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
+           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
+           'count_ones', 'prefetch', 'ascii_masks', 'equal_mask', 'class_tables', 'wide_class', 'is_white', 'state_at',
+           'begin_text', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
+           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
+           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks',
+           'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
+           'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'count_segment',
+           'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed',
+           'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'gain', 'enlist',
+           'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell',
+           'first_names', 'neighbors', 'merge_pair', 'with_events', 'learn', 'train', 'find_rank', 'rank_of',
+           'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word', 'write_ids', 'remember', 'emit',
+           'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment', 'has_room', 'encode_text',
+           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer',
+           'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
+           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -54,11 +56,11 @@ from tqdm.auto import tqdm
 
 from .data import END, corpus, replacing
 
-# %% ../nbs/01a_bpe_engine.ipynb #6e0e2b8a
+# %% ../nbs/01a_bpe_engine.ipynb #e744479d
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_BLOCK = ir.VectorType(_I8, 64)
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_BLOCK, _PAIR = ir.VectorType(_I8, 64), ir.VectorType(_I64, 2)
 
 
 def _pointer(builder, address, kind):
@@ -70,7 +72,7 @@ def _loaded(builder, address, kind):
     value.align = 1  # may lie anywhere, not only at multiples of its size
     return value
 
-# %% ../nbs/01a_bpe_engine.ipynb #f55ad43f
+# %% ../nbs/01a_bpe_engine.ipynb #9f303882
 @intrinsic
 def load64(typing, address):
     "The 8 bytes at an address as a number, the first the lowest."
@@ -97,10 +99,10 @@ def store64(typing, address, value):
 
 
 @intrinsic
-def load32(typing, address):
-    "4 bytes."
+def load16(typing, address):
+    "2 bytes."
     return types.int64(types.int64), lambda c, builder, s, args: builder.zext(
-        _loaded(builder, args[0], _I32), _I64
+        _loaded(builder, args[0], _I16), _I64
     )
 
 
@@ -118,11 +120,29 @@ def copy16(typing, target, source):
     "Copies 16 bytes."
 
     def build(context, builder, signature, args):
-        kind = ir.VectorType(_I64, 2)
-        builder.store(_loaded(builder, args[1], kind), _pointer(builder, args[0], kind)).align = 1
+        builder.store(_loaded(builder, args[1], _PAIR), _pointer(builder, args[0], _PAIR)).align = 1
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), build
+
+
+@intrinsic
+def select16(typing, target, source, mask):
+    """Writes 16 bytes of the source: those bits of them that the 16 bytes at `mask` have, and all that the next 16 have.
+
+    -> the same as two numbers, the first 8 bytes and the last.
+    """
+    kind = types.UniTuple(types.uint64, 2)
+
+    def build(context, builder, signature, args):
+        keep = _loaded(builder, args[2], _PAIR)
+        add = _loaded(builder, builder.add(args[2], ir.Constant(_I64, 16)), _PAIR)
+        value = builder.or_(builder.and_(_loaded(builder, args[1], _PAIR), keep), add)
+        builder.store(value, _pointer(builder, args[0], _PAIR)).align = 1
+        halves = [builder.extract_element(value, ir.Constant(_I32, half)) for half in (0, 1)]
+        return context.make_tuple(builder, kind, halves)
+
+    return kind(types.int64, types.int64, types.int64), build
 
 
 @intrinsic
@@ -196,10 +216,11 @@ def equal_mask(typing, address, byte):
 
     return types.uint64(types.int64, types.int64), build
 
-# %% ../nbs/01a_bpe_engine.ipynb #7bf815d6
+# %% ../nbs/01a_bpe_engine.ipynb #9fcf02ad
 # nogil: threads really run at the same time. cache: compiled once, kept on disk; not in the notebook, where an edit
-# in one cell would go unnoticed by the cached code of another.
-jit = njit(nogil=True, cache=__name__ != "__main__")
+# in one cell would go unnoticed by the cached code of another. forceinline=False must be said: a function that says
+# nothing is treated like the first that calls it, and a loop merged into another one loses its registers to it.
+jit = njit(nogil=True, cache=__name__ != "__main__", forceinline=False)
 inline = njit(nogil=True, cache=__name__ != "__main__", forceinline=True)  # belongs into its caller's loop
 
 # %% ../nbs/01a_bpe_engine.ipynb #ec15cee4
@@ -257,19 +278,21 @@ def is_white(text, i, end):
         return byte == ord(" ") or ord("\t") <= byte <= ord("\r")
     return wide_class(text, i, end)[0] == WHITE
 
-# %% ../nbs/01a_bpe_engine.ipynb #4a7d4b39
+# %% ../nbs/01a_bpe_engine.ipynb #089a0056
 _CARRIES = "letter number other white blank"  # class of the last byte of the block before: 0 or 1
 _SPILLS = (
     "spill_letter spill_number spill_other spill_white"  # bits of a character that began in the block before
 )
+_GPT4 = "gap break_ tail inline_white single digits"  # carries of GPT-4's pattern alone
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
-_TABLES = (
-    "text out starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
+_PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
+_TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
+_CODER = (
+    "width inline byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
 )
-_CODER = "byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
 _UNSIGNED, _SIGNED = (
-    f"{_CARRIES} {_SPILLS} {_REST}".split(),
-    f"bad {_TABLES} {_CODER}".split(),
+    f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
+    f"bad {_PATTERN} {_TABLES} {_CODER}".split(),
 )  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
@@ -285,12 +308,13 @@ def begin_text(state):
     "Nothing comes before a text."
     state.letter = state.number = state.other = state.white = state.blank = ZERO
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
+    state.gap = state.break_ = state.tail = state.inline_white = state.single = state.digits = ZERO
     state.drop = state.mark = ZERO
 
-# %% ../nbs/01a_bpe_engine.ipynb #468a10e2
+# %% ../nbs/01a_bpe_engine.ipynb #9ba38b1a
 @jit
 def wide_masks(text, i, end, high, state):
-    "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes of white ones; the last of a run."
+    "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes; those of white before text."
     letter, number, other, white = (
         state.spill_letter,
         state.spill_number,
@@ -299,7 +323,7 @@ def wide_masks(text, i, end, high, state):
     )
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     todo = high & ~(letter | number | other | white)
-    lead = last = ZERO
+    firsts = last = ZERO
     while todo:
         j = trailing_zeros(todo)
         kind, length = wide_class(text, i + j, end)
@@ -309,6 +333,7 @@ def wide_masks(text, i, end, high, state):
         bits = ((ONE << np.uint64(length)) - ONE) << np.uint64(j)
         spill = (ONE << np.uint64(max(0, j + length - 64))) - ONE
         todo &= ~bits
+        firsts |= ONE << np.uint64(j)
         if kind == LETTER:
             letter, state.spill_letter = letter | bits, spill
         elif kind == NUMBER:
@@ -317,12 +342,11 @@ def wide_masks(text, i, end, high, state):
             other, state.spill_other = other | bits, spill
         else:
             white, state.spill_white = white | bits, spill
-            lead |= ONE << np.uint64(j)
             if not is_white(text, i + j + length, end):
                 last |= ONE << np.uint64(j)
-    return letter, number, other, white, lead, last
+    return letter, number, other, white, firsts, last
 
-# %% ../nbs/01a_bpe_engine.ipynb #648d37ea
+# %% ../nbs/01a_bpe_engine.ipynb #3ceb0c82
 @inline
 def contraction(text, i, end):
     "Length of the contraction at the apostrophe i, or 0: 's 'd 'm 't 'll 've 're."
@@ -339,13 +363,32 @@ def contraction(text, i, end):
     )
 
 
+@inline
+def contraction_gpt4(text, i, end):
+    "The same in capitals, too. An old long s (ſ, bytes C5 BF) is an s to whoever ignores case."
+    if i + 1 >= end:
+        return 0
+    b = load8(text + i + 1) | 0x20
+    if b == ord("s") or b == ord("d") or b == ord("m") or b == ord("t"):
+        return 2
+    if i + 2 >= end:
+        return 0
+    c = load8(text + i + 2)
+    if load8(text + i + 1) == 0xC5 and c == 0xBF:
+        return 3
+    c |= 0x20
+    return (
+        3 if (b == ord("l") and c == ord("l")) or ((b == ord("v") or b == ord("r")) and c == ord("e")) else 0
+    )
+
+
 @jit
 def split_contractions(text, i, end, quotes, begins, state):
     "Begins of pre-tokens, corrected behind apostrophes that begin one. What concerns the next block waits in `state`."
     while quotes:
         j = trailing_zeros(quotes)
         quotes &= quotes - ONE
-        length = contraction(text, i + j, end)
+        length = contraction_gpt4(text, i + j, end) if state.gpt4 else contraction(text, i + j, end)
         if length:
             if j < 63:
                 begins &= ~(ONE << np.uint64(j + 1))
@@ -357,64 +400,174 @@ def split_contractions(text, i, end, quotes, begins, state):
                 state.mark |= ONE << np.uint64(j + length - 64)
     return begins
 
-# %% ../nbs/01a_bpe_engine.ipynb #19f07e12
+# %% ../nbs/01a_bpe_engine.ipynb #d9256eb7
+EDGE = ONE << np.uint64(63)  # the last byte of a block, whose successor is in the next
+
+
+@inline
+def block_masks(text, i, end, state):
+    """Masks of the block at i: letter, number, other, white, blank, quote, high; where a character begins; `last`.
+
+    `last` has the first bytes of white characters that text follows. PAD bytes follow the end of the text.
+    """
+    letter, number, white, blank, quote, high = ascii_masks(text + i)
+    if end - i < 64:
+        inside = (ONE << np.uint64(end - i)) - ONE
+        letter, number, blank = letter & inside, number & inside, blank & inside
+        white, quote, high = white & inside | ~inside, quote & inside, high & inside
+    other = ~(letter | number | white | high)
+    firsts, last = ~high, ZERO
+    if high:
+        l, n, o, w, wide, last = wide_masks(text, i, end, high, state)
+        letter, number, other, white, firsts = letter | l, number | n, other | o, white | w, firsts | wide
+    last |= white & ~high & ~(white >> ONE)
+    if white & ~high & EDGE and is_white(text, i + 64, end):
+        last &= ~EDGE
+    return letter, number, other, white, blank, quote, high, firsts, last
+
+
 @inline
 def block_begins(text, i, end, carry, state):
     "Mask of the bytes of the block at i where a pre-token begins; and the carries, from the block before to the next."
     was_letter, was_number, was_other, was_white, was_blank = carry
-    letter, number, white, blank, quote, high = ascii_masks(text + i)  # PAD bytes follow the end
-    inside = ALL
-    if end - i < 64:
-        inside = (ONE << np.uint64(end - i)) - ONE
-        letter, number, blank, quote, high = (
-            letter & inside,
-            number & inside,
-            blank & inside,
-            quote & inside,
-            high & inside,
-        )
-        white = white & inside | ~inside
-    other = ~(letter | number | white | high)
-    lead, last = white, ZERO
-    if high:
-        l, n, o, w, wide_lead, last = wide_masks(text, i, end, high, state)
-        letter, number, other, white, lead = letter | l, number | n, other | o, white | w, lead | wide_lead
-    last |= lead & ~high & ~(white >> ONE)
-    if lead & ~high & EDGE and is_white(text, i + 64, end):
-        last &= ~EDGE
+    letter, number, other, white, blank, quote, high, firsts, last = block_masks(text, i, end, state)
     same = letter & (letter << ONE | was_letter)
     same |= number & (number << ONE | was_number)
     same |= other & (other << ONE | was_other)
     begins = ~white & ~same & ~(blank << ONE | was_blank)
-    begins |= lead & (~(white << ONE | was_white) | last)
+    begins |= white & firsts & (~(white << ONE | was_white) | last)
     if state.drop | state.mark:
         begins = begins & ~state.drop | state.mark
         state.drop = state.mark = ZERO
     if begins & quote:
         begins = split_contractions(text, i, end, begins & quote, begins, state)
     top = np.uint64(63)
-    return begins & inside, (letter >> top, number >> top, other >> top, white >> top, blank >> top)
+    return begins, (letter >> top, number >> top, other >> top, white >> top, blank >> top)
 
 
-EDGE = ONE << np.uint64(63)  # the last byte of a block, whose successor is in the next
+@inline
+def append(begins, i, end, place):
+    "Writes where the bits of a block at i are, as numbers; -> how many."
+    if end - i < 64:
+        begins &= (ONE << np.uint64(end - i)) - ONE  # behind the end, nothing begins
+    number = count_ones(begins)
+    while begins:  # four at a time: fewer turns; what is written too much, the next block overwrites
+        for k in range(4):
+            store64(place + 8 * k, np.uint64(i + trailing_zeros(begins)))
+            begins &= begins - ONE  # clears the lowest bit
+        place += 32
+    return number
 
 
 @jit
 def scan(text, i, end, state, starts, filled, capacity):
-    "Appends where pre-tokens begin, block by block, until the text ends or less than a block's worth of room is left."
+    """Appends where pre-tokens begin to the numbers at address `starts`; -> (byte reached, how many there are).
+
+    Goes on block by block until the text ends or there is no room for a block of one-byte words (and 3 more numbers).
+    """
     carry = (state.letter, state.number, state.other, state.white, state.blank)
     while i < end and filled + 64 <= capacity:
         begins, carry = block_begins(text, i, end, carry, state)
-        after = filled + count_ones(begins)
-        while filled < after:  # two at a time: half as many turns; a number too many is overwritten
-            starts[filled] = i + trailing_zeros(begins)
-            begins &= begins - ONE  # clears the lowest bit
-            starts[filled + 1] = i + trailing_zeros(begins)
-            begins &= begins - ONE
-            filled += 2
-        filled = after
+        filled += append(begins, i, end, starts + 8 * filled)
         i += 64
     state.letter, state.number, state.other, state.white, state.blank = carry
+    return min(i, end), filled
+
+# %% ../nbs/01a_bpe_engine.ipynb #304aae50
+@jit
+def newline_ahead(text, i, end, to_end):
+    "Whether white space that goes on at i has a line end in it; if it lasts until the text ends, `to_end`."
+    while i < end:
+        byte = load8(text + i)
+        if byte == ord("\n") or byte == ord("\r"):
+            return True
+        kind, length = wide_class(text, i, end) if byte > 127 else (OTHER, 1)
+        if kind != WHITE and not (byte < 128 and is_white(text, i, end)):
+            return False
+        i += length
+    return to_end != 0
+
+
+@jit
+def begins_behind_breaks(text, i, end, candidates, inline_white, newline, state):
+    "Which of the white bytes behind line ends begin a pre-token: those whose white space goes on to text, not to a line end."
+    begins = ZERO
+    while candidates:
+        j = trailing_zeros(candidates)
+        candidates &= candidates - ONE
+        stop = j + trailing_zeros(~(inline_white >> np.uint64(j)))
+        if stop < 64:
+            ahead = (newline >> np.uint64(stop) & ONE) != ZERO
+        else:  # behind the block, and behind the rest of a character that lies across its end
+            ahead = newline_ahead(text, i + 64 + count_ones(state.spill_white), end, state.to_end)
+        if not ahead:
+            begins |= ONE << np.uint64(j)
+    return begins
+
+
+@jit
+def group_digits(digits, run_begins, state):
+    "Begins of groups of `state.group` digits; `digits` has the first bytes of them. The count goes on in the next block."
+    begins = ZERO
+    while digits:
+        digit = digits & (~digits + ONE)  # the lowest bit
+        digits ^= digit
+        if run_begins & digit:
+            state.digits = ZERO
+        if state.digits == ZERO:
+            begins |= digit
+        state.digits += ONE
+        if state.digits == np.uint64(state.group):
+            state.digits = ZERO
+    return begins
+
+# %% ../nbs/01a_bpe_engine.ipynb #92bdc6a1
+@inline
+def block_begins_gpt4(text, i, end, carry, state):
+    "As `block_begins`, for GPT-4's pattern."
+    was_letter, was_number, was_other, was_blank, was_inline, was_gap, was_break, was_tail, was_single = carry
+    letter, number, other, white, blank, quote, high, firsts, last = block_masks(text, i, end, state)
+    newline = white & (equal_mask(text + i, ord("\n")) | equal_mask(text + i, ord("\r")))
+    if end - i < 64:
+        newline &= (ONE << np.uint64(end - i)) - ONE
+    inline_white = white & ~newline
+    taken = newline & ~(newline + (newline & (other << ONE | was_tail)))  # line ends that punctuation keeps
+    gap, breaks = white & ~taken, newline & ~taken
+    begins = gap & firsts & ~(gap << ONE | was_gap) | last & inline_white
+    behind = inline_white & firsts & (breaks << ONE | was_break)
+    if behind:
+        begins |= begins_behind_breaks(text, i, end, behind, inline_white, newline, state)
+    single = (
+        other & ~(other << ONE | was_other) & ~(blank << ONE | was_blank)
+    )  # first of a run without a blank
+    rest = other & ~firsts
+    landing = (single << ONE | was_single) + rest  # where the first character of such a run ends
+    prefix = inline_white << ONE | was_inline | landing & ~rest
+    begins |= single | letter & ~(letter << ONE | was_letter) & ~prefix
+    if number:
+        begins |= group_digits(number & firsts, number & ~(number << ONE | was_number), state)
+    if state.drop | state.mark:
+        begins = begins & ~state.drop | state.mark
+        state.drop = state.mark = ZERO
+    if quote & single:
+        begins = split_contractions(text, i, end, quote & single, begins, state)
+    top = np.uint64(63)
+    tail, alone = other | taken, single | rest & ~landing
+    classes = (letter >> top, number >> top, other >> top, blank >> top, inline_white >> top)
+    return begins, classes + (gap >> top, breaks >> top, tail >> top, alone >> top)
+
+
+@jit
+def scan_gpt4(text, i, end, state, starts, filled, capacity):
+    "As `scan`, for GPT-4's pattern."
+    classes = (state.letter, state.number, state.other, state.blank, state.inline_white)
+    carry = classes + (state.gap, state.break_, state.tail, state.single)
+    while i < end and filled + 64 <= capacity:
+        begins, carry = block_begins_gpt4(text, i, end, carry, state)
+        filled += append(begins, i, end, starts + 8 * filled)
+        i += 64
+    state.letter, state.number, state.other, state.blank, state.inline_white = carry[:5]
+    state.gap, state.break_, state.tail, state.single = carry[5:]
     return min(i, end), filled
 
 # %% ../nbs/01a_bpe_engine.ipynb #4c7b06f8
@@ -483,30 +636,36 @@ def find_long(state, text, length, h):
         i = (i + 1) & (len(longs) - 1)
     return i
 
-# %% ../nbs/01a_bpe_engine.ipynb #0e75aad8
+# %% ../nbs/01a_bpe_engine.ipynb #481c5e2a
+def key_masks() -> np.ndarray:
+    "For `select16`: row n keeps the first n of 16 bytes, and makes the last one n."
+    masks = np.zeros((SHORT + 1, 2, 16), np.uint8)
+    for n in range(SHORT + 1):
+        masks[n, 0, :n], masks[n, 1, 15] = 255, n
+    return masks
+
+
 @jit
-def make_keys(text, starts, words, keys, homes, state):
+def make_keys(text, words, state):
     """Keys of words 0 ... words - 1 and addresses of their home slots, which are asked for.
 
     Word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start.
     """
-    start, slots, shift = starts[0], state.slots, state.shift
+    starts, keys, homes, slots, shift = state.starts, state.keys, state.homes, state.slots, state.shift
+    start, masks = np.int64(load64(starts)), state.masks
     for j in range(words):
-        stop = starts[j + 1]
+        key = keys + KEY_BYTES * j
+        stop = np.int64(load64(starts + 8 * (j + 1)))
         length = stop - start
-        if (
-            length <= SHORT
-        ):  # no branch on the length but this one: whether 8 is exceeded, nobody could predict
-            below, above = min(length, 8), max(length, 8) - 8
-            low = load64(text + start) & ALL >> np.uint64(64 - 8 * below)
-            high = load64(text + start + 8) & (ONE << np.uint64(8 * above)) - ONE | np.uint64(
-                length
-            ) << np.uint64(56)
+        if length <= SHORT:
+            low, high = select16(key, text + start, masks + 32 * length)
         else:
             low, high = hash_long(text + start, length), ZERO
-        keys[j].low, keys[j].high = low, high
-        homes[j] = slots + SLOT_BYTES * home_of(low, high, shift)
-        prefetch(homes[j])
+            store64(key, low)
+            store64(key + 8, high)
+        home = slots + SLOT_BYTES * home_of(low, high, shift)
+        store64(homes + 8 * j, np.uint64(home))
+        prefetch(home)
         start = stop
 
 # %% ../nbs/01a_bpe_engine.ipynb #492e5165
@@ -554,7 +713,7 @@ def absorb(address, other_address):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #c787dd10
+# %% ../nbs/01a_bpe_engine.ipynb #055d1e8a
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
     num_bytes = size * dtype.itemsize
@@ -576,13 +735,24 @@ class Memory:
 
     FULL = 0.8  # share of slots in use at most: searches stay short
 
-    def __init__(self, num_slots: int = 1 << 12, num_longs: int = 1 << 8, arena_size: int = 1 << 12):
+    def __init__(
+        self,
+        pattern: tuple[int, int, int] = (0, 0, 0),  # GPT-4's? then: digits in a group, the end in one piece?
+        sizes: tuple[int, int, int] = (
+            1 << 12,
+            1 << 8,
+            1 << 12,
+        ),  # slots, those of long words, bytes of those
+    ):
         self.state = np.zeros(1, STATE)
         self.address = self.state.ctypes.data
-        self.own("starts", np.zeros(BATCH + 2, np.int64))
+        for name, value in zip(("gpt4", "group", "to_end"), pattern, strict=True):
+            self.state[name] = value
+        self.own("masks", key_masks())
+        self.own("starts", np.zeros(BATCH + 4, np.int64))
         self.own("keys", np.zeros(BATCH, KEY))
         self.own("homes", np.zeros(BATCH, np.int64))
-        self.make_tables(num_slots, num_longs, arena_size)
+        self.make_tables(*sizes)
         self.make_buffer(1 << 12)
 
     def own(self, name: str, array: np.ndarray) -> None:
@@ -650,51 +820,73 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
 
 Memory.wanted_sizes, Memory.reserve, Memory.read = wanted_sizes, reserve, read
 
-# %% ../nbs/01a_bpe_engine.ipynb #1258b379
+# %% ../nbs/01a_bpe_engine.ipynb #11cd265c
 @inline
-def batch_of(state):
-    "(starts, keys, homes): room for a batch of words."
-    starts = carray(pointer(state.starts), BATCH + 2, np.int64)
-    return starts, carray(pointer(state.keys), BATCH, KEY), carray(pointer(state.homes), BATCH, np.int64)
-
-
-@inline
-def next_batch(text, i, n, filled, starts, keys, homes, state):
+def next_batch(text, i, n, filled, state):
     "Scans on from byte i; -> (byte reached, words in the batch). `filled` is 1 if the first word has begun already."
-    i, filled = scan(text, i, n, state, starts, filled, BATCH)
+    if state.gpt4:
+        i, filled = scan_gpt4(text, i, n, state, state.starts, filled, BATCH)
+    else:
+        i, filled = scan(text, i, n, state, state.starts, filled, BATCH)
     words = filled - 1  # the last one may go on in the next block
     if i >= n:
-        starts[filled] = n
+        store64(state.starts + 8 * filled, np.uint64(n))
         words = filled
-    make_keys(text, starts, words, keys, homes, state)
+    make_keys(text, words, state)
     return i, words
 
 
+@inline
+def word_at(j, state):
+    "(first byte, length, low, high, address of the home slot) of word j of a batch."
+    starts = carray(pointer(state.starts), BATCH + 4, np.int64)
+    key = carray(pointer(state.keys), BATCH, KEY)[j]
+    home = np.int64(load64(state.homes + 8 * j))
+    return starts[j], starts[j + 1] - starts[j], key.low, key.high, home
+
+
+@inline
+def carry_over(words, state):
+    "The word behind a batch becomes the first of the next; -> how many words that are."
+    store64(state.starts, load64(state.starts + 8 * words))
+    return 1
+
+# %% ../nbs/01a_bpe_engine.ipynb #93ecb23d
 @jit
-def count_elsewhere(text, length, key, home, state):
+def count_known(j, words, keys, homes):
+    "Adds 1 to the value of words that are in their home slots; -> the first that is not."
+    while j < words:
+        home = np.int64(load64(homes + 8 * j))
+        if not equal16(home, keys + KEY_BYTES * j):
+            break
+        store64(home + VALUE_AT, load64(home + VALUE_AT) + ONE)
+        j += 1
+    return j
+
+
+@jit
+def count_elsewhere(text, j, state):
     "Counts a word that is not in its home slot."
-    if key.high == 0:
-        return add_long(text, length, key.low, ONE, ZERO, state)
+    start, length, low, high, home = word_at(j, state)
+    if high == 0:
+        return add_long(text + start, length, low, ONE, ZERO, state)
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    k = find(slots, (home - state.slots) // SLOT_BYTES, key.low, key.high)
-    add_short(slots, k, key.low, key.high, ONE, ZERO, state)
+    k = find(slots, (home - state.slots) // SLOT_BYTES, low, high)
+    add_short(slots, k, low, high, ONE, ZERO, state)
 
 
 @jit
 def count_segment(text, n, state):
     "Adds 1 to the value of every word of a text of n bytes."
-    starts, keys, homes = batch_of(state)
     begin_text(state)
     i = filled = 0
     while i < n:
-        i, words = next_batch(text, i, n, filled, starts, keys, homes, state)
-        for j in range(words):
-            value = homes[j] + VALUE_AT
-            if equal16(homes[j], state.keys + KEY_BYTES * j):
-                store64(value, load64(value) + ONE)
-            else:
-                count_elsewhere(text + starts[j], starts[j + 1] - starts[j], keys[j], homes[j], state)
-        starts[0], filled = starts[words], 1
+        i, words = next_batch(text, i, n, filled, state)
+        j = count_known(0, words, state.keys, state.homes)
+        while j < words:
+            count_elsewhere(text, j, state)
+            j = count_known(j + 1, words, state.keys, state.homes)
+        filled = carry_over(words, state)
 
 
 @jit
@@ -705,7 +897,7 @@ def count_segments(address, segments):
         if start < stop:
             count_segment(state.text + start, stop - start, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #81134820
+# %% ../nbs/01a_bpe_engine.ipynb #6cdcd0d1
 class Special:
     "Special tokens, laid out for compiled code: the longest first."
 
@@ -738,11 +930,25 @@ def special_at(text, i, n, letters, ends):
     return -1
 
 
+@inline
+def any_equal(text, letters):
+    "Whether one of some letters is among 256 bytes: four blocks at once, since most hold none."
+    found = ZERO
+    for letter in letters:
+        for block in (0, 64, 128, 192):
+            found |= equal_mask(text + block, letter)
+    return found != ZERO
+
+
 @jit
 def segments_between(text, n, firsts, letters, ends, ids):
     "See `Special.segments`. Up to 63 bytes behind the end are looked at, and not believed."
     segments, k, start = np.empty((64, 3), np.int64), 0, 0
-    for i in range(0, n, 64):
+    i = 0
+    while i < n:
+        if i + 256 <= n and not any_equal(text + i, firsts):
+            i += 256
+            continue
         mask = ZERO
         for byte in firsts:
             mask |= equal_mask(text + i, byte)
@@ -755,6 +961,7 @@ def segments_between(text, n, firsts, letters, ends, ids):
                     segments = np.concatenate((segments, np.empty_like(segments)))
                 segments[k, 0], segments[k, 1], segments[k, 2] = start, at, ids[t]
                 k, start = k + 1, at + ends[t + 1] - ends[t]
+        i += 64
     segments[k, 0], segments[k, 1], segments[k, 2] = start, n, -1
     return segments[: k + 1]
 
@@ -1367,70 +1574,119 @@ def merge_word(text, n, state):
     left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
     return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks)
 
-# %% ../nbs/01a_bpe_engine.ipynb #d3ec48ea
+# %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
+COUNT_AT, MOST_IDS = 14, 0xFFFF  # where in a value the number of ids is; the greatest that fits there
+
+
 @jit
-def packed(n, state):
-    "(value, more) for the n ids in state.symbols."
+def write_ids(n, out, state):
+    "Writes the n ids in state.symbols; -> the address behind them."
     symbols = carray(pointer(state.symbols), n, np.int64)
-    count = np.uint64(n) << np.uint64(32)
-    if n > 3:
-        ids = carray(pointer(state.ids), state.ids_size, np.uint32)
-        first = state.ids_used
+    if state.width == 1:
+        narrow = carray(pointer(out), n, np.uint16)
         for j in range(n):
-            ids[first + j] = symbols[j]
+            narrow[j] = symbols[j]
+    else:
+        wide = carray(pointer(out), n, np.uint32)
+        for j in range(n):
+            wide[j] = symbols[j]
+    return out + (n << state.width)
+
+
+@jit
+def remember(value, n, state):
+    "Fills an empty value with the n ids in state.symbols."
+    carray(pointer(value + COUNT_AT), 1, np.uint16)[0] = n
+    if n <= state.inline:
+        write_ids(n, value, state)
+    else:
+        store64(value, np.uint64(state.ids_used))
+        write_ids(n, state.ids + (state.ids_used << state.width), state)
         state.ids_used += n
-        return np.uint64(first), count
-    second = np.uint64(symbols[1]) << np.uint64(32) if n > 1 else ZERO
-    third = np.uint64(symbols[2]) if n > 2 else ZERO
-    return np.uint64(symbols[0]) | second, third | count
 
 
 @inline
-def emit(out, value, ids):
-    "Writes the ids of a word, given where its value is; -> the address behind them. Up to 16 bytes too many: `out` has PAD."
+def emit(out, value, ids, width, inline_ids):
+    "Writes the ids of a value; -> the address behind them. Up to 16 bytes too many: `out` has PAD."
     copy16(out, value)
-    n = load32(value + 12)
-    if n > 3:
-        copy_bytes(out, ids + 4 * np.int64(load64(value)), 4 * n)
-    return out + 4 * n
+    n = load16(value + COUNT_AT)
+    if n > inline_ids:
+        copy_bytes(out, ids + (np.int64(load64(value)) << width), n << width)
+    return out + (n << width)
+
+# %% ../nbs/01a_bpe_engine.ipynb #75096c36
+@jit
+def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
+    "Writes the ids of words that are in their home slots; -> (the first that is not, address behind the ids)."
+    while j < words:
+        home = np.int64(load64(homes + 8 * j))
+        if not equal16(home, keys + KEY_BYTES * j):
+            break
+        out = emit(out, home + VALUE_AT, ids, width, inline_ids)
+        j += 1
+    return j, out
 
 
 @jit
-def value_elsewhere(text, length, key, home, state):
-    "Address of the value of a word that is not in its home slot. A new word is worked out."
-    if key.high != 0:
+def emit_elsewhere(text, j, out, state):
+    "Writes the ids of a word that is not in its home slot. A new one is worked out and remembered."
+    start, length, low, high, home = word_at(j, state)
+    text += start
+    if high != 0:
         slots = carray(pointer(state.slots), state.num_slots, SLOT)
-        k = find(slots, (home - state.slots) // SLOT_BYTES, key.low, key.high)
+        k = find(slots, (home - state.slots) // SLOT_BYTES, low, high)
+        value = state.slots + SLOT_BYTES * k + VALUE_AT
         if slots[k].high == 0:
-            value, more = packed(merge_word(text, length, state), state)
-            add_short(slots, k, key.low, key.high, value, more, state)
-        return state.slots + SLOT_BYTES * k + VALUE_AT
-    longs = carray(pointer(state.longs), state.num_longs, LONG)
-    k = find_long(state, text, length, key.low)
-    if longs[k].hash == 0:
-        value, more = packed(merge_word(text, length, state), state)
-        add_long(text, length, key.low, value, more, state)
-    return state.longs + LONG_BYTES * k + LONG_VALUE_AT
+            add_short(slots, k, low, high, ZERO, ZERO, state)
+            remember(value, merge_word(text, length, state), state)
+    elif length > MOST_IDS:
+        return write_ids(merge_word(text, length, state), out, state)
+    else:
+        longs = carray(pointer(state.longs), state.num_longs, LONG)
+        k = find_long(state, text, length, low)
+        value = state.longs + LONG_BYTES * k + LONG_VALUE_AT
+        if longs[k].hash == 0:
+            add_long(text, length, low, ZERO, ZERO, state)
+            remember(value, merge_word(text, length, state), state)
+    return emit(out, value, state.ids, state.width, state.inline)
 
 
 LONG_BYTES, LONG_VALUE_AT = LONG.itemsize, LONG.fields["value"][1]
 
-# %% ../nbs/01a_bpe_engine.ipynb #c7426b68
+# %% ../nbs/01a_bpe_engine.ipynb #46a39430
+@jit
+def remember_all(address, text, starts, ids):
+    "Fills the cache with words of one id each: word w is text[starts[w] : starts[w + 1]]. There must be room."
+    state = state_at(address)
+    key, symbols = state.keys, carray(pointer(state.symbols), 1, np.int64)
+    for w in range(len(ids)):
+        at, length, symbols[0] = text + starts[w], starts[w + 1] - starts[w], ids[w]
+        if length <= SHORT:
+            low, high = select16(key, at, state.masks + 32 * length)
+            slots = carray(pointer(state.slots), state.num_slots, SLOT)
+            k = find(slots, home_of(low, high, state.shift), low, high)
+            add_short(slots, k, low, high, ZERO, ZERO, state)
+            remember(state.slots + SLOT_BYTES * k + VALUE_AT, 1, state)
+        elif length <= MOST_IDS:
+            h = hash_long(at, length)
+            k = find_long(state, at, length, h)
+            add_long(at, length, h, ZERO, ZERO, state)
+            remember(state.longs + LONG_BYTES * k + LONG_VALUE_AT, 1, state)
+
+# %% ../nbs/01a_bpe_engine.ipynb #2c936e4d
 @jit
 def encode_segment(text, n, out, state):
     "Writes the ids of n bytes of text at address `out`; -> the address behind them."
-    starts, keys, homes = batch_of(state)
+    keys, homes, ids, width, inline_ids = state.keys, state.homes, state.ids, state.width, state.inline
     begin_text(state)
     i = filled = 0
     while i < n:
-        i, words = next_batch(text, i, n, filled, starts, keys, homes, state)
-        for j in range(words):
-            if equal16(homes[j], state.keys + KEY_BYTES * j):
-                value = homes[j] + VALUE_AT
-            else:
-                value = value_elsewhere(text + starts[j], starts[j + 1] - starts[j], keys[j], homes[j], state)
-            out = emit(out, value, state.ids)
-        starts[0], filled = starts[words], 1
+        i, words = next_batch(text, i, n, filled, state)
+        j, out = emit_known(0, words, keys, homes, out, ids, width, inline_ids)
+        while j < words:
+            out = emit_elsewhere(text, j, out, state)
+            j, out = emit_known(j + 1, words, keys, homes, out, ids, width, inline_ids)
+        filled = carry_over(words, state)
     return out
 
 
@@ -1451,7 +1707,7 @@ def encode_text(address, n):
     state = state_at(address)
     if not has_room(n, state):
         return -1
-    return (encode_segment(state.text, n, state.out, state) - state.out) >> 2
+    return (encode_segment(state.text, n, state.out, state) - state.out) >> state.width
 
 
 @jit
@@ -1464,10 +1720,10 @@ def encode_segments(address, segments):
             out = encode_segment(state.text + start, stop - start, out, state)
         if special >= 0:
             store64(out, np.uint64(special))
-            out += 4
-    return (out - state.out) >> 2
+            out += 1 << state.width
+    return (out - state.out) >> state.width
 
-# %% ../nbs/01a_bpe_engine.ipynb #5149118b
+# %% ../nbs/01a_bpe_engine.ipynb #995f5ac7
 class Coder(Memory):
     "Encodes texts with one vocabulary, and remembers words. One thread at a time."
 
@@ -1478,9 +1734,15 @@ class Coder(Memory):
         byte_ids: Sequence[int],  # id of each of the 256 bytes
         merges: np.ndarray,  # (m, 3) ids: left, right, merged; the first learned first
         special: dict[bytes, int],  # special tokens
+        pattern: tuple[int, int, int] = (0, 0, 0),  # see `Memory`
+        whole: dict[bytes, int] | None = None,  # pre-tokens that are not to be merged, and their ids
     ):
-        self.special = Special(special)
-        super().__init__()
+        self.special, self.whole = Special(special), whole or {}
+        greatest = max(*byte_ids, merges.max(initial=0), *special.values(), *self.whole.values())
+        self.dtype = np.dtype(np.uint16 if greatest < 1 << 16 else np.uint32)
+        super().__init__(pattern)
+        self.state["width"] = self.dtype.itemsize.bit_length() - 1  # log2: a shift does what a product would
+        self.state["inline"] = COUNT_AT // self.dtype.itemsize
         self.own("byte_ids", np.array(byte_ids, np.int64))
         num_ranks = 2
         while num_ranks < 2 * len(merges):
@@ -1490,15 +1752,24 @@ class Coder(Memory):
         self.own("byte_ranks", np.empty(1 << 16, np.int64))
         fill_ranks(self.ranks, self.byte_ranks, self.byte_ids, *np.ascontiguousarray(merges.reshape(-1, 3).T))
         self.make_ids(1 << 12)
+        self.remember_whole()
+
+    def remember_whole(self) -> None:
+        "Enters words whose ids are given."
+        if self.whole:
+            text = np.frombuffer(b"".join(self.whole) + bytes(PAD), np.uint8)
+            starts, ids = np.cumsum([0, *map(len, self.whole)]), np.array([*self.whole.values()], np.int64)
+            super().reserve(len(ids), len(ids), len(text))
+            remember_all(self.address, text.ctypes.data, starts, ids)
 
     def make_ids(self, size: int) -> None:
-        self.own("ids", np.zeros(size + PAD, np.uint32))
+        self.own("ids", np.zeros(size + PAD, self.dtype))
         self.state["ids_size"], self.state["ids_used"] = size, 0
 
     def make_buffer(self, size: int) -> None:
         "A text of n bytes has at most n ids."
         super().make_buffer(size)
-        self.own("out", np.empty(size + PAD, np.uint32))
+        self.own("out", np.empty(size + PAD, self.dtype))
         for name in ("symbols", "order", "left", "right"):
             self.own(name, np.empty(size, np.int64))
         self.own("heap", np.empty(2 * size, np.int64))
@@ -1509,9 +1780,10 @@ class Coder(Memory):
         wanted = self.wanted_sizes(words, long_words, long_bytes)
         while used + long_bytes > size:
             size *= 2
-        if len(self) and max(wanted[0], wanted[2] // 16, size // 16) > self.LIMIT:
+        if len(self) > len(self.whole) and max(wanted[0], wanted[2] // 16, size // 16) > self.LIMIT:
             self.make_tables(*self.sizes)
             self.make_ids(len(self.ids) - PAD)
+            self.remember_whole()
             return self.reserve(words, long_words, long_bytes)  # of empty tables
         if size > len(self.ids) - PAD:
             old = self.ids
@@ -1519,7 +1791,7 @@ class Coder(Memory):
             self.ids[:used], self.state["ids_used"] = old[:used], used
         super().reserve(words, long_words, long_bytes)
 
-# %% ../nbs/01a_bpe_engine.ipynb #f4edf25f
+# %% ../nbs/01a_bpe_engine.ipynb #cfb2e6dd
 def encode(self: Coder, data: bytes) -> list[int]:
     "Token ids of a text. For a short text every fraction of a microsecond counts."
     n = len(data)
@@ -1537,7 +1809,7 @@ def encode(self: Coder, data: bytes) -> list[int]:
 
 def encode_array(
     self: Coder, data: bytes | int, file=None
-) -> np.ndarray:  # uint32, valid until the next call
+) -> np.ndarray:  # uint16, or uint32 for a large vocabulary; valid until the next call
     "Token ids of a text, or of so many bytes of a file."
     n = self.read(data, file)
     num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
@@ -1725,16 +1997,10 @@ def _train_ours(job: dict) -> Callable:
 
 
 def _encoder_ours(job: dict) -> tuple[Callable, Callable]:
-    import numpy as np
-
     from llm_scratch.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(job["tokenizer"])
-
-    def encode_file(path):
-        tokenizer.encode_file(path, job["out"], job["threads"], progress=False)
-        return [np.load(job["out"], mmap_mode="r")]
-
+    encode_file = lambda path: [tokenizer.encode_to_array(path, job["threads"], progress=False)]
     return encode_file, tokenizer.encode
 
 # %% ../nbs/01a_bpe_engine.ipynb #0f18f576

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['log', 'END', 'PEOPLE', 'ANIMALS', 'KINDS', 'SETTING', 'PHRASES', 'PLOTS', 'HUB', 'variants', 'with_article', 'slots',
            'read_phrases', 'Plot', 'parse_plot', 'story', 'tales', 'replacing', 'data_dir', 'inspect_text', 'documents',
-           'Corpus', 'fetch', 'corpus', 'TokenWriter', 'load_tokens']
+           'Corpus', 'fetch', 'corpus', 'token_dtype', 'TokenWriter', 'load_tokens']
 
 # %% ../nbs/00_data.ipynb #94313993
 import errno
@@ -652,6 +652,11 @@ def corpus(
 _HEADER = 128  # bytes before the first id: NumPy pads the header of any 1-D array of integers to this
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    "uint16 for a vocabulary up to 65,536, else uint32."
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
 class TokenWriter:
     """Writes token ids to a .npy file in constant memory; the file appears, whole, when the `with` block ends.
 
@@ -666,8 +671,8 @@ class TokenWriter:
         if not 0 < vocab_size <= 1 << 32:
             raise ValueError(f"vocab_size must be 1 ... 2^32, got {vocab_size}")
         self.path, self.vocab_size = Path(path), vocab_size
-        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-        self._length, self._ids = 0, np.empty(0, self.dtype)
+        self.dtype = token_dtype(vocab_size)
+        self._length = 0
 
     def __len__(self) -> int:
         return self._length
@@ -684,48 +689,27 @@ class TokenWriter:
             raise ValueError(
                 f"token ids must be a 1-D array of integers, got {ids.dtype} of shape {ids.shape}"
             )
-        if not 0 <= ids.min() <= ids.max() < self.vocab_size:
+        if (ids.dtype.kind == "i" and ids.min() < 0) or ids.max() >= self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise ValueError(f"token id {wrong} is outside the vocabulary 0 ... {self.vocab_size - 1}")
-        end = self._length + len(ids)
-        if end > len(self._ids):
-            self._reserve(max(end, min(2 * len(self._ids), len(self._ids) + (1 << 24)), 1 << 12))
-        self._ids[self._length : end] = ids
-        self._length = end
-
-    def _reserve(self, capacity: int) -> None:
-        "Makes room for `capacity` ids on disk and maps it."
-        size = _HEADER + capacity * self.dtype.itemsize
-        self._ids = np.empty(0, self.dtype)  # unmapped before the file grows
-        with open(self._temporary, "ab") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.write(bytes(size - file.tell()))
-        self._ids = np.memmap(self._temporary, self.dtype, "r+", offset=_HEADER, shape=capacity)
-
-    def _finish(self) -> None:
-        "Cuts the file to its length and writes the header."
-        self._ids = np.empty(0, self.dtype)
-        with open(self._temporary, "ab"):  # exists even when nothing was appended
-            pass
-        with open(self._temporary, "rb+") as file:
-            about = {"descr": self.dtype.str, "fortran_order": False, "shape": (self._length,)}
-            np.lib.format.write_array_header_1_0(file, about)
-            assert file.tell() == _HEADER
-            file.truncate(_HEADER + self._length * self.dtype.itemsize)
+        self._file.write(np.ascontiguousarray(ids, self.dtype))
+        self._length += len(ids)
 
     def __enter__(self) -> "TokenWriter":
         self._stack = ExitStack()
-        self._temporary = self._stack.enter_context(replacing(self.path))
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._file = self._stack.enter_context(open(temporary, "wb"))
+        self._file.seek(_HEADER)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self._ids = np.empty(0, self.dtype)
-        with self._stack:
+        with self._stack:  # closes the file, and only then gives it its name
             if error is not None:
                 raise error
-            self._finish()
+            self._file.seek(0)
+            about = {"descr": self.dtype.str, "fortran_order": False, "shape": (self._length,)}
+            np.lib.format.write_array_header_1_0(self._file, about)
+            assert self._file.tell() == _HEADER
 
 # %% ../nbs/00_data.ipynb #249b58cf
 def load_tokens(

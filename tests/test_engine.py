@@ -23,6 +23,7 @@ from llm_scratch import bpe_engine as engine
 PIECES = [
     "a", "B", "é", "中", "1", "٣", "½", "'", "s", "ll", "'ve", "'re", " ", "  ", "\n", "\t", "\u3000", "\xa0", "!", "—",
     "😀", "\u2028", "'t", "x" * 30, "\x1c", "\x85", " 's", " the", "Once upon", "q" * 17, END, "<|end", "<|end|>", "\u0301",
+    "\r", "\r\n", "12345", "'S", "'Ll", "'ſ", "“", "”a", "!?", "\n\n   ", "    ", "\t",
 ]  # fmt: skip
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -48,32 +49,92 @@ def learned(path):
         del os.environ["LLM_SCRATCH_ENGINE"]
 
 
-@pytest.fixture
-def both(learned, monkeypatch):
-    "(fast, plain): functions of a text -> ids."
-    fast, plain = (tokenizer.Tokenizer(*learned, [END, "<|end|>"]) for _ in range(2))
+CL100K = (  # as tiktoken writes it today
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+PATTERNS = {
+    "gpt2": tokenizer.GPT2_PATTERN,
+    "gpt4": tokenizer.GPT4_PATTERN,
+    "qwen": tokenizer.GPT4_PATTERN.replace("{1,3}", ""),
+    "tiktoken": CL100K,
+}
+MANY = int(os.environ.get("FUZZ", 1))  # FUZZ=20 pytest ... draws twenty times as many
 
-    def encode(one, engine, text):
-        monkeypatch.setenv("LLM_SCRATCH_ENGINE", engine)
-        return one.encode(text)
 
-    return lambda text: encode(fast, "fast", text), lambda text: encode(plain, "plain", text)
-
-
-def test_same_ids_on_random_texts(both):
-    fast, plain = both
+@pytest.mark.parametrize("name", PATTERNS)
+def test_same_ids_on_random_texts(learned, name, monkeypatch):
+    fast, plain = (tokenizer.Tokenizer(*learned, [END, "<|end|>"], PATTERNS[name]) for _ in range(2))
     draw = random.Random(time.time_ns())
-    for _ in range(5000):
-        text = "".join(draw.choices(PIECES, k=draw.randint(0, 60)))
-        assert fast(text) == plain(text), ascii(text)
+    for _ in range(10 * MANY):
+        texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 60))) for _ in range(300)]
+        monkeypatch.setenv("LLM_SCRATCH_ENGINE", "plain")
+        expected = plain.encode_batch(texts)
+        monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+        for text, ids in zip(texts, expected, strict=True):
+            assert fast.encode(text) == ids, ascii(text)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text())
-def test_same_pretokens_on_any_text(text):
-    memory = engine.Memory()
+@pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
+def test_same_ids_as_tiktoken(learned, name, monkeypatch):
+    tiktoken = pytest.importorskip("tiktoken")
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    ours = tokenizer.Tokenizer(*learned, [END], PATTERNS[name])
+    ranks = {token: i for i, token in ours.vocab.items() if i not in ours.special_tokens.values()}
+    theirs = tiktoken.Encoding(
+        "local", pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens=ours.special_tokens
+    )
+    draw = random.Random(time.time_ns())
+    for _ in range(10 * MANY):
+        texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 60))) for _ in range(300)]
+        expected = theirs.encode_batch(texts, num_threads=1, allowed_special="all")
+        for text, ids in zip(texts, expected, strict=True):
+            assert ours.encode(text) == ids, ascii(text)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_chunk_size(learned, name, monkeypatch, tmp_path):
+    "Chunks of 1 to 200 bytes: whatever lies across their ends, nothing changes."
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    draw = random.Random(time.time_ns())
+    text = "".join(draw.choices(PIECES, k=700))
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    one = tokenizer.Tokenizer(*learned, [END], PATTERNS[name])
+    expected = one.encode(text)
+    for size in range(2, 200, 3):
+        monkeypatch.setattr(tokenizer, "_PIECE", size)
+        assert one.encode_to_array(tmp_path / "text.txt", 1, progress=False).tolist() == expected
+        assert one.encode(text) == expected
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_same_merges_whatever_the_pattern(path, name, monkeypatch):
+    results = []
+    for which in ("plain", "fast"):
+        monkeypatch.setenv("LLM_SCRATCH_ENGINE", which)
+        results.append(tokenizer.train_bpe(path, 500, [END], pattern=PATTERNS[name]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("vocab_size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 20])
+def test_narrow_and_wide_ids(learned, vocab_size, monkeypatch):
+    vocab, merges = learned
+    fast, plain = (
+        tokenizer.Tokenizer({**vocab, vocab_size - 1: b"<|last|>"}, merges, [END, "<|last|>"])
+        for _ in range(2)
+    )
+    text = "Once upon a time<|last|> zqzqzqzqzqzq " + "q" * 100 + " é中😀" * 5 + "x" * 70_000 + "<|last|>"
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "plain")
+    expected = plain.encode(text)
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    assert fast.encode(text) == expected and expected[-1] == vocab_size - 1
+
+
+@settings(max_examples=300 * MANY, deadline=None)
+@given(st.text(), st.sampled_from([*PATTERNS.values()]))
+def test_same_pretokens_on_any_text(text, pattern):
+    memory = engine.Memory(tokenizer.engine_pattern(pattern))
     assert memory.count(text.encode(), engine.Special({})) == -1
-    assert counted(memory) == Counter(word.encode() for word in tokenizer.pretokenize(text))
+    assert counted(memory) == Counter(word.encode() for word in tokenizer.pretokenizer(pattern)(text))
 
 
 def counted(memory):
@@ -223,7 +284,7 @@ for n in range(0, 200):
     ctypes.memmove(int(coder.state["text"][0]), data, n)
     segments = coder.special.segments(int(coder.state["text"][0]), n)
     m = engine.encode_segments(coder.address, segments)
-    got = np.ctypeslib.as_array((ctypes.c_uint32 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
+    got = np.ctypeslib.as_array((ctypes.c_uint16 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
     assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}).encode(data), n
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:

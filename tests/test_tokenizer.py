@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from llm_scratch.data import END, corpus, load_tokens
 from llm_scratch.tokenizer import (
     GPT2_PATTERN,
+    GPT4_PATTERN,
     Tokenizer,
     WordCache,
     count_words,
@@ -142,6 +144,51 @@ def test_long_words_and_long_text(tokenizer, judge, mixed):
     start = time.perf_counter()
     assert tokenizer.decode(tokenizer.encode("a" * 10**6)) == "a" * 10**6
     assert time.perf_counter() - start < 10  # quadratic would take hours
+
+
+O200K = (  # GPT-4o's, which nobody here knows
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("pattern", [GPT4_PATTERN, GPT4_PATTERN.replace("{1,3}", ""), O200K, r"[a-z]+|[0-9]"])
+def test_other_patterns(pattern, mixed_file, mixed, tmp_path):
+    ours = Tokenizer(*train_bpe(mixed_file, 1500, [END], pattern=pattern), [END], pattern)
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    dice = random.Random(0)
+    for k in range(0, len(mixed), len(mixed) // 50):
+        text = mixed[k : k + 2000] + "".join(
+            dice.choices(["!\n", " \n ", "'S", "123", "“a", "\t!", " é", "\r"], k=50)
+        )
+        assert ours.encode(text) == theirs.encode(text).ids
+        pieces = [text[i : i + 7] for i in range(0, len(text), 7)]
+        assert list(ours.encode_iterable(pieces)) == ours.encode(text)
+    whole = mixed_file.read_bytes().decode()
+    ours.encode_file(mixed_file, tmp_path / "ids.npy", 2, progress=False)
+    assert load_tokens(tmp_path / "ids.npy").tolist() == ours.encode(whole)
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.encode(text) == ours.encode(text) and again.pattern == pattern
+    if pattern in (O200K, r"[a-z]+|[0-9]"):
+        with pytest.warns(UserWarning, match="plain Python"):
+            assert Tokenizer.load(tmp_path / "tokenizer.json").encode(text) == ours.encode(text)
+
+
+def test_words_that_are_not_merged(trained, tmp_path):
+    vocab, merges = trained
+    vocab = {
+        **vocab,
+        len(vocab): b" zqzq",
+        len(vocab) + 1: b"qzqzqzqzqzqzqzqzqzqzqzqz",
+    }  # no merge leads there
+    for ignore_merges in (False, True):
+        ours = Tokenizer(vocab, merges, [END], GPT4_PATTERN, ignore_merges)
+        ours.save(tmp_path / "tokenizer.json")
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        for text in ("a zqzq b", "zqzq", "qzqzqzqzqzqzqzqzqzqzqzqz!" * 3):
+            assert Tokenizer.load(tmp_path / "tokenizer.json").encode(text) == theirs.encode(text).ids
 
 
 def test_two_merges_with_the_same_bytes(tmp_path):
@@ -457,9 +504,6 @@ def test_gpt2_files(tmp_path):
     assert 290 not in plain.encode(END)  # only special when asked
 
 
-CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
 def split_form(pattern):
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -484,17 +528,22 @@ def test_other_forms_of_tokenizer_json(tokenizer, tmp_path):
     published = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     assert load(pre_tokenizer=split_form(published)).merges == tokenizer.merges
     for reason, changes in {
-        "GPT-2's pattern": {"pre_tokenizer": split_form(CL100K)},
-        "pattern": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        "regular expression": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
         "normalizes": {"normalizer": {"type": "NFKC"}},
         "not BPE": {"model": {"type": "Unigram"}},
-        "ignore_merges": {"model": {"ignore_merges": True}},
+        "byte_fallback": {"model": {"byte_fallback": True}},
         "decoder": {"decoder": {"type": "Metaspace"}},
         "dropout": {"model": {"dropout": 0.1}},
         "whole words": {"added_tokens": [{"id": 0, "content": "x", "single_word": True}]},
     }.items():
         with pytest.raises(ValueError, match=reason):
             load(**changes)
+    assert load(pre_tokenizer=split_form(GPT4_PATTERN), model={"ignore_merges": True}).ignore_merges
+    with (
+        pytest.raises(ValueError, match="not a regular expression"),
+        pytest.warns(UserWarning, match="of its own"),
+    ):
+        load(pre_tokenizer=split_form("("))
     for broken in ["", "{", "[]", '{"model": 1}', "null"]:
         path.write_text(broken)
         with pytest.raises(ValueError, match="not a tokenizer.json"):
