@@ -7,9 +7,9 @@ __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_
            'interpreted', 'has_tma', 'triton_forward', 'triton_backward', 'flash_forward', 'flash_backward',
            'FlashAttentionTriton', 'why_not_triton', 'flash_attention', 'AttentionShape', 'plan_attention',
            'naive_attention', 'median_ms', 'measure_attention', 'ceilings', 'benchmark_attention', 'attention_record',
-           'attention_table', 'save_attention', 'plot_attention']
+           'attention_table', 'save_attention', 'plot_attention', 'autotune']
 
-# %% ../nbs/05_flash_attention.ipynb #a7ebfaa6
+# %% ../nbs/05_flash_attention.ipynb #897657c9
 import json
 import math
 import platform
@@ -38,6 +38,24 @@ try:
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # Mac, Windows: the module loads all the same, and `flash_attention` uses PyTorch
     triton, tl = SimpleNamespace(jit=lambda kernel: None), SimpleNamespace(constexpr=None)
+try:  # the level below Triton, still called experimental: without it one kernel less
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia.hopper import (
+        fence_async_shared,
+        mbarrier,
+        tma,
+        warpgroup_mma,
+        warpgroup_mma_wait,
+    )
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+    async_load = (
+        getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+    )  # as older releases call it
+    async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+except (ImportError, AttributeError):
+    gluon, gl = SimpleNamespace(jit=lambda kernel: None), None
 
 # %% ../nbs/05_flash_attention.ipynb #b9b86aab
 LOWEST = -3e38  # where a running maximum starts: below any score, yet finite
@@ -193,7 +211,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #b9d6d42d
+# %% ../nbs/05_flash_attention.ipynb #46826d75
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -266,7 +284,7 @@ def _forward_tiles(
         m = m_new
     return m, l, acc
 
-# %% ../nbs/05_flash_attention.ipynb #3b7a0b96
+# %% ../nbs/05_flash_attention.ipynb #47321f94
 @triton.jit
 def _forward_kernel(
     q, k, v, o,  # descriptors, or (pointer, strides): (B, H, Nq, K), (B, H_kv, Nk, K) twice, (B, H, Nq, K)
@@ -336,7 +354,7 @@ def _forward_kernel(
     L = tl.where(blind, -float("inf"), (m + tl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     tl.store(lse + head.to(tl.int64) * Nq + i, L, mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #ce975958
+# %% ../nbs/05_flash_attention.ipynb #a18ad63a
 @triton.jit
 def _dq_tiles(
     Q, dO, k, v, L, Delta, acc, last, b, h, begin, end, Nk, scale,
@@ -431,7 +449,7 @@ def _dq_kernel(
         acc * (scale * 0.6931471805599453), dq, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA
     )  # scale without log2(e)
 
-# %% ../nbs/05_flash_attention.ipynb #4e1a5b08
+# %% ../nbs/05_flash_attention.ipynb #e7a8a61f
 @triton.jit
 def _dkv_tiles(
     Kj, Vj, q, do, lse2, delta, dk, dv, j, b, h, begin, end, Nq, Nk, scale,
@@ -447,7 +465,7 @@ def _dkv_tiles(
         dpT = tl.dot(Vj, dO.T, input_precision=PRECISION)
         pT = tl.exp2(sT * scale - L[None, :])
         if MASK:
-            pT = tl.where(j[:, None] <= (i + (Nk - Nq))[None, :], pT, 0.0)
+            pT = tl.where(j[:, None] <= (i + Nk - Nq)[None, :], pT, 0.0)
         dv = tl.dot(pT.to(dO.dtype), dO, dv, input_precision=PRECISION)  # [BLOCK_KV, K_PAD]
         Delta = tl.load(delta + i, mask=i < Nq, other=0.0)
         dsT = pT * (dpT - Delta[None, :])
@@ -476,10 +494,8 @@ def _dkv_kernel(
     begin, full = 0, 0  # first query to see one of the keys; first tile of queries that see all of them
     if CAUSAL:
         begin = tl.maximum(k0 + Nq - Nk, 0) // BLOCK_Q * BLOCK_Q
-        full = (
-            tl.minimum(tl.cdiv(tl.maximum(k0 + BLOCK_KV - 1 + Nq - Nk, 0), BLOCK_Q), tl.cdiv(Nq, BLOCK_Q))
-            * BLOCK_Q
-        )
+        full = tl.cdiv(tl.maximum(k0 + BLOCK_KV - 1 + Nq - Nk, 0), BLOCK_Q) * BLOCK_Q
+        full = tl.minimum(full, tl.cdiv(Nq, BLOCK_Q) * BLOCK_Q)
     for g in range(G):
         h = h_kv * G + g
         row = (b * H + h).to(tl.int64) * Nq
@@ -494,8 +510,241 @@ def _dkv_kernel(
                 Kj, Vj, q, do, lse2 + row, delta + row, dk_acc, dv_acc, j, b, h, full, Nq, Nq, Nk, scale,
                 K, K_PAD, BLOCK_Q, False, TMA, PRECISION,
             )  # fmt: skip
-    _store_tile(dk_acc * (scale * 0.6931471805599453), dk, b, h_kv, k0, Nk, K, BLOCK_KV, K_PAD, TMA)
     _store_tile(dv_acc, dv, b, h_kv, k0, Nk, K, BLOCK_KV, K_PAD, TMA)
+    _store_tile(dk_acc * (scale * 0.6931471805599453), dk, b, h_kv, k0, Nk, K, BLOCK_KV, K_PAD, TMA)
+
+# %% ../nbs/05_flash_attention.ipynb #f28e503d
+@gluon.jit
+def _consume_scores(s, m, l, last, k0, scale, MASK: tl.constexpr, BLOCK_KV: tl.constexpr, ROWS: tl.constexpr):
+    # The middle of `_forward_tiles`: scores [64, BLOCK_KV] in, probabilities out.
+    if MASK:
+        j = k0 + gl.arange(0, BLOCK_KV, layout=gl.SliceLayout(0, ROWS))
+        s = gl.where(j[None, :] <= last[:, None], s, -float("inf"))
+    m_new = gl.maximum(m, gl.max(s, 1) * scale)
+    p = gl.exp2(s * scale - m_new[:, None])
+    alpha = gl.exp2(m - m_new)
+    return p, alpha, m_new, l * alpha + gl.sum(p, 1)
+
+
+@gluon.jit
+def _consume_tiles(
+    Q, tiles, barriers, p, alpha, acc, m, l, last, begin, end, scale,
+    MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    # Steps `begin` to `end`: start Q K_n and P_{n-1} V_{n-1}, and compute P_n while the latter runs.
+    k_tiles, v_tiles = tiles
+    k_full, k_empty, v_full, v_empty = barriers
+    for n in range(begin, end):
+        slot, before = n % STAGES, (n - 1) % STAGES
+        mbarrier.wait(k_full.index(slot), (n // STAGES) & 1)
+        Kn = k_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        Vn = v_tiles.index(before).reshape([BLOCK_KV, K_PAD])
+        zeros = gl.zeros([64, BLOCK_KV], gl.float32, S)
+        scores = warpgroup_mma(Q, Kn.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None]
+        sums = warpgroup_mma(p, Vn, acc, is_async=True)
+        s = warpgroup_mma_wait(1, deps=[scores])  # one may still be under way
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        p_new, alpha, m, l = _consume_scores(s, m, l, last, n * BLOCK_KV, scale, MASK, BLOCK_KV, S)
+        p_new = gl.convert_layout(p_new.to(k_tiles.dtype), P)
+        # V_n is for the next step; waiting for it here keeps the compiler from moving the exponentials past the products
+        mbarrier.wait(v_full.index(slot), (n // STAGES) & 1)
+        acc, p, p_new = warpgroup_mma_wait(0, deps=[sums, p, p_new])
+        mbarrier.arrive(v_empty.index(before), count=1)
+        p = p_new
+    return p, alpha, acc, m, l
+
+# %% ../nbs/05_flash_attention.ipynb #037016a4
+@gluon.jit
+def _consumer(
+    W: tl.constexpr, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+    STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, CAUSAL: tl.constexpr,
+    S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    # Consumer W owns queries q0 + 64 W ...: registers hold its scores (layout S), sums (A) and probabilities (P).
+    head, b, h, q0, Nq, Nk = place
+    full, steps = limits
+    i = q0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+    last = i * 0 + (Nk - 1)
+    if CAUSAL:
+        last = gl.minimum(last, i + (Nk - Nq))
+    m = gl.full([64], -3e38, gl.float32, gl.SliceLayout(1, S))  # LOWEST
+    l = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S))
+    alpha = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S))
+    acc = gl.zeros([64, K_PAD], gl.float32, A)
+    mbarrier.wait(q_full.index(W), 0)
+    Q = q_tiles.index(W).reshape([64, K_PAD])
+    k_tiles, v_tiles = tiles
+    k_full, k_empty, v_full, v_empty = barriers
+    mbarrier.wait(k_full.index(0), 0)  # the first step has no product before it
+    K0 = k_tiles.index(0).reshape([BLOCK_KV, K_PAD])
+    s = warpgroup_mma(Q, K0.permute((1, 0)), gl.zeros([64, BLOCK_KV], gl.float32, S), use_acc=False)
+    mbarrier.arrive(k_empty.index(0), count=1)
+    p, alpha, m, l = _consume_scores(s, m, l, last, 0, scale, True, BLOCK_KV, S)
+    p = gl.convert_layout(p.to(k_tiles.dtype), P)
+    mbarrier.wait(v_full.index(0), 0)
+    p, alpha, acc, m, l = _consume_tiles(
+        Q, tiles, barriers, p, alpha, acc, m, l, last, 1, full, scale, False, STAGES, BLOCK_KV, K_PAD, S, A, P
+    )
+    p, alpha, acc, m, l = _consume_tiles(
+        Q,
+        tiles,
+        barriers,
+        p,
+        alpha,
+        acc,
+        m,
+        l,
+        last,
+        gl.maximum(full, 1),
+        steps,
+        scale,
+        True,
+        STAGES,
+        BLOCK_KV,
+        K_PAD,
+        S,
+        A,
+        P,
+    )
+    Vn = v_tiles.index((steps - 1) % STAGES).reshape([BLOCK_KV, K_PAD])
+    acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
+    blind = l == 0
+    l = gl.where(blind, 1.0, l)
+    acc = acc / gl.convert_layout(l, gl.SliceLayout(1, A))[:, None]
+    Q.store(
+        acc.to(k_tiles.dtype)
+    )  # the queries are done with: their place in shared memory serves the output
+    fence_async_shared()
+    async_store(o, [b, h, q0 + W * 64, 0], q_tiles.index(W))
+    L = gl.where(blind, -float("inf"), (m + gl.log2(l)) * 0.6931471805599453)
+    gl.store(lse + head.to(gl.int64) * Nq + i, L, mask=i < Nq)
+    tma.store_wait(0)
+
+# %% ../nbs/05_flash_attention.ipynb #93ea5b41
+@gluon.jit
+def _producer(
+    q,
+    k,
+    v,
+    q_tiles,
+    tiles,
+    q_full,
+    barriers,
+    place,
+    h_kv,
+    steps,
+    STAGES: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+):
+    # Fetch the queries, then keys and values whenever a place is empty.
+    head, b, h, q0, Nq, Nk = place
+    k_tiles, v_tiles = tiles
+    k_full, k_empty, v_full, v_empty = barriers
+    for w in gl.static_range(2):
+        mbarrier.expect(q_full.index(w), q.block_type.nbytes)
+        async_load(q, [b, h, q0 + w * 64, 0], q_full.index(w), q_tiles.index(w))
+    for n in range(steps):
+        slot, phase = n % STAGES, (n // STAGES) & 1
+        mbarrier.wait(k_empty.index(slot), phase ^ 1)  # passes at once the first time round
+        mbarrier.expect(k_full.index(slot), k.block_type.nbytes)
+        async_load(k, [b, h_kv, n * BLOCK_KV, 0], k_full.index(slot), k_tiles.index(slot))
+        mbarrier.wait(v_empty.index(slot), phase ^ 1)
+        mbarrier.expect(v_full.index(slot), v.block_type.nbytes)
+        async_load(v, [b, h_kv, n * BLOCK_KV, 0], v_full.index(slot), v_tiles.index(slot))
+
+
+@gluon.jit
+def _barriers(N: tl.constexpr, arrivals: tl.constexpr):
+    # N barriers that each wait for so many arrivals.
+    made = gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
+    for n in gl.static_range(N):
+        mbarrier.init(made.index(n), count=arrivals)
+    return made
+
+
+@gluon.jit
+def _hopper_forward_kernel(
+    q, k, v, o, lse, H, G, Nq, Nk, scale,  # as in `_forward_kernel`; descriptors only
+    K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr, num_warps: tl.constexpr,
+):  # fmt: skip
+    # grid (B * H * tiles,): one program owns 128 queries of one head.
+    S: tl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_KV, 16]
+    )
+    A: tl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, K_PAD, 16]
+    )
+    P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
+    count = gl.cdiv(Nq, 128)
+    head, tile = gl.program_id(0) // count, gl.program_id(0) % count
+    full, steps = Nk // BLOCK_KV, gl.cdiv(Nk, BLOCK_KV)
+    if CAUSAL:
+        tile = count - 1 - tile  # the longest walk first
+        full = gl.minimum(full, gl.maximum(tile * 128 + 1 + Nk - Nq, 0) // BLOCK_KV)
+        steps = gl.cdiv(gl.maximum(gl.minimum(Nk, tile * 128 + 128 + Nk - Nq), 1), BLOCK_KV)
+    place = (head, head // H, head % H, tile * 128, Nq, Nk)
+    q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
+    k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
+    v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
+    q_full = _barriers(2, 1)
+    barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
+    fence_async_shared()
+    tiles, limits = (k_tiles, v_tiles), (full, steps)
+    gl.warp_specialize(
+        [
+            (
+                _consumer,
+                (
+                    0,
+                    o,
+                    lse,
+                    q_tiles,
+                    tiles,
+                    q_full,
+                    barriers,
+                    place,
+                    limits,
+                    scale,
+                    STAGES,
+                    BLOCK_KV,
+                    K_PAD,
+                    CAUSAL,
+                    S,
+                    A,
+                    P,
+                ),
+            ),
+            (
+                _consumer,
+                (
+                    1,
+                    o,
+                    lse,
+                    q_tiles,
+                    tiles,
+                    q_full,
+                    barriers,
+                    place,
+                    limits,
+                    scale,
+                    STAGES,
+                    BLOCK_KV,
+                    K_PAD,
+                    CAUSAL,
+                    S,
+                    A,
+                    P,
+                ),
+            ),
+            (
+                _producer,
+                (q, k, v, q_tiles, tiles, q_full, barriers, place, head % H // G, steps, STAGES, BLOCK_KV),
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # warps, and registers per thread, of the second consumer and of the producer
 
 # %% ../nbs/05_flash_attention.ipynb #61eb439a
 class Tiles(NamedTuple):
@@ -621,7 +870,7 @@ def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -
                 found.append(tiles)
     return found
 
-# %% ../nbs/05_flash_attention.ipynb #a45243ba
+# %% ../nbs/05_flash_attention.ipynb #76a909f0
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -666,7 +915,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #056c2707
+# %% ../nbs/05_flash_attention.ipynb #d9dabf6c
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():
@@ -714,7 +963,38 @@ def _launch(name, tensors, numbers, causal, scale, tiles=None, TMA=None):
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #d94a6b6e
+# %% ../nbs/05_flash_attention.ipynb #85d7ef81
+def _suits_hopper_kernel(tensors, causal):
+    "Whether `_hopper_forward_kernel` can take q, k, v, o, and is worth it."
+    q, k = tensors[:2]
+    if (
+        gl is None
+        or interpreted()
+        or not q.is_cuda
+        or torch.version.hip
+        or _gpu(q.device.index).capability[0] != 9
+    ):
+        return False
+    long = k.shape[2] >= (1500 if causal else 1000)
+    return long and q.element_size() == 2 and 64 < q.shape[3] <= 128 and all(map(_aligned, tensors))
+
+
+def _launch_hopper(tensors, lse, causal, scale, BLOCK_KV=128, STAGES=2):
+    "Run `_hopper_forward_kernel` on q, k, v, o (B, H, T, K), 64 < K <= 128."
+    (B, H, Nq, _), (_, H_kv, Nk, _) = tensors[0].shape, tensors[1].shape
+    dtype = gl.bfloat16 if tensors[0].dtype is torch.bfloat16 else gl.float16
+    arguments = []
+    for x, rows in zip(tensors, (64, BLOCK_KV, BLOCK_KV, 64), strict=True):
+        tile = _argument(x, rows, 128, True)
+        layout = gl.NVMMASharedLayout.get_default_for(tile.block_shape, dtype)
+        arguments.append(GluonDescriptor(x, tile.shape, tile.strides, tile.block_shape, layout))
+    with torch.cuda.device_of(lse):
+        _hopper_forward_kernel[(B * H * triton.cdiv(Nq, 128),)](
+            *arguments, lse, H, H // H_kv, Nq, Nk, scale * math.log2(math.e),
+            K_PAD=128, BLOCK_KV=BLOCK_KV, STAGES=STAGES, CAUSAL=causal, num_warps=4,
+        )  # fmt: skip
+
+# %% ../nbs/05_flash_attention.ipynb #afd317f5
 def _like(x):
     "An empty tensor shaped and laid out like `x`, its last dimension contiguous."
     return torch.empty_like(x if x.stride(-1) == 1 else x.contiguous())
@@ -735,7 +1015,11 @@ def triton_forward(
     o, lse = _like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
     if not q.numel() or not k.numel():
         return o.zero_(), lse.fill_(-math.inf)
-    _launch("forward", [*map(_walkable, (q, k, v)), _heads(o)], [lse], causal, scale)
+    tensors = [*map(_walkable, (q, k, v)), _heads(o)]
+    if _suits_hopper_kernel(tensors, causal):
+        _launch_hopper(tensors, lse, causal, scale)
+    else:
+        _launch("forward", tensors, [lse], causal, scale)
     return o, lse
 
 
@@ -880,7 +1164,7 @@ def flash_attention(
         return _torch_attention(q, k, v, causal, scale)
     return flash_forward(q, k, v, causal, q.shape[-1] ** -0.5 if scale is None else scale)[0]
 
-# %% ../nbs/05_flash_attention.ipynb #3d420e01
+# %% ../nbs/05_flash_attention.ipynb #d426ac1b
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     "One problem of the benchmark."
@@ -935,7 +1219,7 @@ def plan_attention(
         for dtype, K, causal, N in product(dtypes, head_sizes, masks, lengths)
     ]
 
-# %% ../nbs/05_flash_attention.ipynb #7a0192e3
+# %% ../nbs/05_flash_attention.ipynb #d6f66988
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     "Attention as written in the paper, with the score matrix in memory, in the dtype of the inputs."
     s = q @ k.mT * q.shape[-1] ** -0.5
@@ -1015,7 +1299,7 @@ def median_ms(
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
-# %% ../nbs/05_flash_attention.ipynb #ed92e2e0
+# %% ../nbs/05_flash_attention.ipynb #33aa5d25
 def measure_attention(
     attention: Callable,  # (q, k, v) -> o
     shape: AttentionShape,
@@ -1063,7 +1347,7 @@ def ceilings(device: str) -> dict:  # TFLOP/s of a large bf16 matrix product, by
         "copy_bytes_per_s": 2e3 * len(big) / copy,
     }
 
-# %% ../nbs/05_flash_attention.ipynb #e6122770
+# %% ../nbs/05_flash_attention.ipynb #d9f077e3
 FAST = OURS, "SDPA FlashAttention-2", "SDPA cuDNN"
 LENGTHS = 128, 256, 512, 1024, 2048, 4096, 8192, 13312, 16384, 32768, 65536
 SINGLE = {
@@ -1081,7 +1365,7 @@ GRIDS = {  # name -> parts: what `plan_attention` takes, and who is measured on 
     "groups": [({"head_sizes": (128,), "masks": (True,), "groups": 4}, (*FAST, "flex_attention"))],
     "lengths": [
         (SINGLE, (OURS, "SDPA FlashAttention-2", "SDPA cuDNN", "naive")),
-        (SINGLE | {"head_sizes": (64,)}, ("naive compiled",)),
+        (SINGLE | {"head_sizes": (64,), "lengths": LENGTHS[:9]}, ("naive compiled",)),
         (SINGLE | {"lengths": LENGTHS[:8], "dtypes": ("float32",)}, (OURS, "SDPA efficient", "naive")),
     ],
 }  # fmt: skip
@@ -1115,7 +1399,7 @@ def benchmark_attention(
             torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/05_flash_attention.ipynb #a987b5e4
+# %% ../nbs/05_flash_attention.ipynb #badf0db8
 def attention_record(
     rows: list[dict],  # from `benchmark_attention`
     what: str = "llm_scratch bench attention",  # the command that measured
@@ -1182,7 +1466,7 @@ def save_attention(
     half.write_text(json.dumps(record) + "\n", encoding="utf-8")
     half.replace(path)
 
-# %% ../nbs/05_flash_attention.ipynb #d951e91f
+# %% ../nbs/05_flash_attention.ipynb #4066a693
 def plot_attention(
     rows: list[dict],  # from `benchmark_attention`, of one dtype and plan
     ceiling: float | None = None,  # [TFLOP/s]; None: draw ratios, our speed over that of each peer
@@ -1233,3 +1517,40 @@ def plot_attention(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(peers), frameon=False
     )
     return fig
+
+# %% ../nbs/05_flash_attention.ipynb #28ed305c
+def autotune(
+    q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
+    k: Tensor,  # (B, H_kv, Nk, K)
+    v: Tensor,
+    causal: bool = False,
+    budget: float = 0.01,  # for each candidate [s], besides about a second to compile it
+) -> dict[str, list[tuple[float, Tiles]]]:  # kernel -> (ms, tiles), the fastest first
+    "Measure every candidate and use the fastest for inputs of this width, dtype, mask, length (to the next power of 2), and GPU."
+    if interpreted() or not q.is_cuda:
+        raise RuntimeError("autotune measures compiled kernels: it needs a GPU, and TRITON_INTERPRET unset")
+    check_inputs(q, k, v)
+    scale, found = q.shape[-1] ** -0.5, {}
+    q, k, v = map(_walkable, (q, k, v))
+    (o, lse), K_PAD = triton_forward(q, k, v, causal, scale), max(16, triton.next_power_of_2(q.shape[-1]))
+    lse2, delta, (dq, dk, dv) = torch.empty_like(lse), torch.empty_like(lse), map(torch.empty_like, (q, k, v))
+    jobs = {
+        "forward": ([q, k, v, o], [lse], k.shape[2]),
+        "dq": (
+            [q, k, v, o, o, dq],
+            [lse, lse2, delta],
+            k.shape[2],
+        ),  # o in place of its gradient: as good as any
+        "dkv": ([q, k, v, o, dk, dv], [lse2, delta], q.shape[2]),
+    }
+    for kernel, (tensors, numbers, length) in jobs.items():
+        times = []
+        for tiles in candidates(kernel, K_PAD, q.element_size(), causal, _gpu(q.device.index)):
+            run = partial(_launch, kernel, tensors, numbers, causal, scale, tiles)
+            try:
+                times.append((median_ms(run, "cuda", budget), tiles))
+            except triton.runtime.errors.OutOfResources:  # the estimate was too low for this GPU
+                pass
+        found[kernel] = sorted(times)
+        TUNED[kernel, K_PAD, q.dtype, causal, length.bit_length(), q.device] = found[kernel][0][1]
+    return found

@@ -309,6 +309,33 @@ def test_kernels_compile_for(name, monkeypatch, tmp_path):
                 )
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_producers_and_consumers_compile(causal, tmp_path):
+    needs_triton()
+    import llm_scratch.flash_attention as fa
+
+    if fa.gl is None or fa.interpreted():
+        pytest.skip("no Gluon, or TRITON_INTERPRET is set")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    kernel = fa._hopper_forward_kernel
+    layout = lambda rows: fa.gl.NVMMASharedLayout.get_default_for([1, 1, rows, 128], fa.gl.bfloat16)
+    descriptor = lambda rows: f"tensordesc<bf16[1,1,{rows},128],{layout(rows)!r}>"
+    constants = dict(K_PAD=128, BLOCK_KV=128, STAGES=2, CAUSAL=causal, num_warps=4)
+    types = dict(
+        q=descriptor(64), k=descriptor(128), v=descriptor(128), o=descriptor(64), lse="*fp32", scale="fp32"
+    )
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    numbered = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+    source = GluonASTSource(kernel, signature, numbered, {(4,): [["tt.divisibility", 16]]})
+    compiled = Compiled(kernel, 90)
+    compiled.result = compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4))
+    assert compiled.spilled(tmp_path) <= 64 and compiled.result.metadata.shared <= 232_448
+    assert "setmaxnreg" in compiled.result.asm["ptx"]  # the warps have different jobs, and registers to match
+
+
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # largest ||ours - exact|| / ||exact|| of the output, and of the gradients
 LIMITS = {torch.bfloat16: (3e-3, 4e-3), torch.float16: (4e-4, 6e-4), torch.float32: (1e-5, 1e-5)}
@@ -339,6 +366,9 @@ def test_on_the_gpu(K, dtype):
         (1, 6, 2, 200, 700),
         (1, 4, 1, 450, 129),
         (2, 2, 2, 1, 77),
+        (1, 4, 2, 1500, 1500),  # long enough for the kernel of producers and consumers
+        (1, 2, 2, 1100, 1333),
+        (1, 2, 1, 1400, 1100),
     ):
         for layout in "model", "packed", "plain":
             q, k, v, do = gpu_views(B, H, H_kv, Nq, Nk, K, dtype, layout)
