@@ -9,7 +9,7 @@ __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_
            'naive_attention', 'median_ms', 'measure_attention', 'ceilings', 'benchmark_attention', 'attention_record',
            'attention_table', 'save_attention', 'plot_attention', 'autotune']
 
-# %% ../nbs/05_flash_attention.ipynb #897657c9
+# %% ../nbs/05_flash_attention.ipynb #e330c509
 import json
 import math
 import platform
@@ -211,7 +211,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #46826d75
+# %% ../nbs/05_flash_attention.ipynb #707693b8
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -284,7 +284,7 @@ def _forward_tiles(
         m = m_new
     return m, l, acc
 
-# %% ../nbs/05_flash_attention.ipynb #47321f94
+# %% ../nbs/05_flash_attention.ipynb #e4605f48
 @triton.jit
 def _forward_kernel(
     q, k, v, o,  # descriptors, or (pointer, strides): (B, H, Nq, K), (B, H_kv, Nk, K) twice, (B, H, Nq, K)
@@ -350,11 +350,11 @@ def _forward_kernel(
         )
     blind = l == 0  # saw no key
     l = tl.where(blind, 1.0, l)
-    _store_tile(acc / l[:, None], o, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA)
+    _store_tile(acc * (1 / l)[:, None], o, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA)
     L = tl.where(blind, -float("inf"), (m + tl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     tl.store(lse + head.to(tl.int64) * Nq + i, L, mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #a18ad63a
+# %% ../nbs/05_flash_attention.ipynb #3498583c
 @triton.jit
 def _dq_tiles(
     Q, dO, k, v, L, Delta, acc, last, b, h, begin, end, Nk, scale,
@@ -554,7 +554,7 @@ def _consume_tiles(
         p = p_new
     return p, alpha, acc, m, l
 
-# %% ../nbs/05_flash_attention.ipynb #037016a4
+# %% ../nbs/05_flash_attention.ipynb #a42b5e64
 @gluon.jit
 def _consumer(
     W: tl.constexpr, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
@@ -611,7 +611,7 @@ def _consumer(
     acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
     blind = l == 0
     l = gl.where(blind, 1.0, l)
-    acc = acc / gl.convert_layout(l, gl.SliceLayout(1, A))[:, None]
+    acc = acc * gl.convert_layout(1 / l, gl.SliceLayout(1, A))[:, None]
     Q.store(
         acc.to(k_tiles.dtype)
     )  # the queries are done with: their place in shared memory serves the output
@@ -621,7 +621,7 @@ def _consumer(
     gl.store(lse + head.to(gl.int64) * Nq + i, L, mask=i < Nq)
     tma.store_wait(0)
 
-# %% ../nbs/05_flash_attention.ipynb #93ea5b41
+# %% ../nbs/05_flash_attention.ipynb #572fac72
 @gluon.jit
 def _producer(
     q,
@@ -870,7 +870,7 @@ def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -
                 found.append(tiles)
     return found
 
-# %% ../nbs/05_flash_attention.ipynb #76a909f0
+# %% ../nbs/05_flash_attention.ipynb #0b4178e3
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -915,7 +915,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #d9dabf6c
+# %% ../nbs/05_flash_attention.ipynb #50a67cef
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():
@@ -963,7 +963,7 @@ def _launch(name, tensors, numbers, causal, scale, tiles=None, TMA=None):
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #85d7ef81
+# %% ../nbs/05_flash_attention.ipynb #e378d4ea
 def _suits_hopper_kernel(tensors, causal):
     "Whether `_hopper_forward_kernel` can take q, k, v, o, and is worth it."
     q, k = tensors[:2]
@@ -1164,7 +1164,7 @@ def flash_attention(
         return _torch_attention(q, k, v, causal, scale)
     return flash_forward(q, k, v, causal, q.shape[-1] ** -0.5 if scale is None else scale)[0]
 
-# %% ../nbs/05_flash_attention.ipynb #d426ac1b
+# %% ../nbs/05_flash_attention.ipynb #a86a4035
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     "One problem of the benchmark."
@@ -1219,7 +1219,7 @@ def plan_attention(
         for dtype, K, causal, N in product(dtypes, head_sizes, masks, lengths)
     ]
 
-# %% ../nbs/05_flash_attention.ipynb #d6f66988
+# %% ../nbs/05_flash_attention.ipynb #ac0103aa
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     "Attention as written in the paper, with the score matrix in memory, in the dtype of the inputs."
     s = q @ k.mT * q.shape[-1] ** -0.5
@@ -1299,7 +1299,7 @@ def median_ms(
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
-# %% ../nbs/05_flash_attention.ipynb #33aa5d25
+# %% ../nbs/05_flash_attention.ipynb #fbe0a54f
 def measure_attention(
     attention: Callable,  # (q, k, v) -> o
     shape: AttentionShape,
@@ -1347,7 +1347,7 @@ def ceilings(device: str) -> dict:  # TFLOP/s of a large bf16 matrix product, by
         "copy_bytes_per_s": 2e3 * len(big) / copy,
     }
 
-# %% ../nbs/05_flash_attention.ipynb #d9f077e3
+# %% ../nbs/05_flash_attention.ipynb #8b2f7257
 FAST = OURS, "SDPA FlashAttention-2", "SDPA cuDNN"
 LENGTHS = 128, 256, 512, 1024, 2048, 4096, 8192, 13312, 16384, 32768, 65536
 SINGLE = {
@@ -1399,7 +1399,7 @@ def benchmark_attention(
             torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/05_flash_attention.ipynb #badf0db8
+# %% ../nbs/05_flash_attention.ipynb #2cb8f8b6
 def attention_record(
     rows: list[dict],  # from `benchmark_attention`
     what: str = "llm_scratch bench attention",  # the command that measured
@@ -1466,7 +1466,7 @@ def save_attention(
     half.write_text(json.dumps(record) + "\n", encoding="utf-8")
     half.replace(path)
 
-# %% ../nbs/05_flash_attention.ipynb #4066a693
+# %% ../nbs/05_flash_attention.ipynb #ad0d0c74
 def plot_attention(
     rows: list[dict],  # from `benchmark_attention`, of one dtype and plan
     ceiling: float | None = None,  # [TFLOP/s]; None: draw ratios, our speed over that of each peer
@@ -1518,7 +1518,7 @@ def plot_attention(
     )
     return fig
 
-# %% ../nbs/05_flash_attention.ipynb #28ed305c
+# %% ../nbs/05_flash_attention.ipynb #0464b009
 def autotune(
     q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
     k: Tensor,  # (B, H_kv, Nk, K)
