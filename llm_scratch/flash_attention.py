@@ -9,7 +9,7 @@ __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_
            'naive_attention', 'median_ms', 'measure_attention', 'ceilings', 'benchmark_attention', 'attention_record',
            'attention_table', 'save_attention', 'plot_attention', 'autotune']
 
-# %% ../nbs/05_flash_attention.ipynb #e330c509
+# %% ../nbs/05_flash_attention.ipynb #82d6dff2
 import json
 import math
 import platform
@@ -211,7 +211,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #707693b8
+# %% ../nbs/05_flash_attention.ipynb #b88b942f
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -284,7 +284,7 @@ def _forward_tiles(
         m = m_new
     return m, l, acc
 
-# %% ../nbs/05_flash_attention.ipynb #e4605f48
+# %% ../nbs/05_flash_attention.ipynb #2434e706
 @triton.jit
 def _forward_kernel(
     q, k, v, o,  # descriptors, or (pointer, strides): (B, H, Nq, K), (B, H_kv, Nk, K) twice, (B, H, Nq, K)
@@ -304,57 +304,19 @@ def _forward_kernel(
     acc = tl.zeros((BLOCK_Q, K_PAD), tl.float32)
     begin = 0
     if LOOPS != "masked":
-        m, l, acc = _forward_tiles(
-            Q,
-            k,
-            v,
-            m,
-            l,
-            acc,
-            last,
-            b,
-            h // G,
-            begin,
-            full,
-            Nk,
-            scale,
-            K,
-            K_PAD,
-            BLOCK_KV,
-            False,
-            TMA,
-            PRECISION,
-        )
+        m, l, acc = _forward_tiles(Q, k, v, m, l, acc, last, b, h // G, begin, full, Nk, scale,
+                                   K, K_PAD, BLOCK_KV, False, TMA, PRECISION)  # fmt: skip
         begin = full
     if LOOPS != "full":
-        m, l, acc = _forward_tiles(
-            Q,
-            k,
-            v,
-            m,
-            l,
-            acc,
-            last,
-            b,
-            h // G,
-            begin,
-            end,
-            Nk,
-            scale,
-            K,
-            K_PAD,
-            BLOCK_KV,
-            True,
-            TMA,
-            PRECISION,
-        )
+        m, l, acc = _forward_tiles(Q, k, v, m, l, acc, last, b, h // G, begin, end, Nk, scale,
+                                   K, K_PAD, BLOCK_KV, True, TMA, PRECISION)  # fmt: skip
     blind = l == 0  # saw no key
     l = tl.where(blind, 1.0, l)
     _store_tile(acc * (1 / l)[:, None], o, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA)
     L = tl.where(blind, -float("inf"), (m + tl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     tl.store(lse + head.to(tl.int64) * Nq + i, L, mask=i < Nq)
 
-# %% ../nbs/05_flash_attention.ipynb #3498583c
+# %% ../nbs/05_flash_attention.ipynb #73207464
 @triton.jit
 def _dq_tiles(
     Q, dO, k, v, L, Delta, acc, last, b, h, begin, end, Nk, scale,
@@ -399,55 +361,14 @@ def _dq_kernel(
     acc = tl.zeros((BLOCK_Q, K_PAD), tl.float32)
     begin = 0
     if LOOPS != "masked":
-        acc = _dq_tiles(
-            Q,
-            dO,
-            k,
-            v,
-            L,
-            Delta,
-            acc,
-            last,
-            b,
-            h // G,
-            begin,
-            full,
-            Nk,
-            scale,
-            K,
-            K_PAD,
-            BLOCK_KV,
-            False,
-            TMA,
-            PRECISION,
-        )
+        acc = _dq_tiles(Q, dO, k, v, L, Delta, acc, last, b, h // G, begin, full, Nk, scale,
+                        K, K_PAD, BLOCK_KV, False, TMA, PRECISION)  # fmt: skip
         begin = full
     if LOOPS != "full":
-        acc = _dq_tiles(
-            Q,
-            dO,
-            k,
-            v,
-            L,
-            Delta,
-            acc,
-            last,
-            b,
-            h // G,
-            begin,
-            end,
-            Nk,
-            scale,
-            K,
-            K_PAD,
-            BLOCK_KV,
-            True,
-            TMA,
-            PRECISION,
-        )
-    _store_tile(
-        acc * (scale * 0.6931471805599453), dq, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA
-    )  # scale without log2(e)
+        acc = _dq_tiles(Q, dO, k, v, L, Delta, acc, last, b, h // G, begin, end, Nk, scale,
+                        K, K_PAD, BLOCK_KV, True, TMA, PRECISION)  # fmt: skip
+    acc *= scale * 0.6931471805599453  # * ln 2: the scale without log2(e)
+    _store_tile(acc, dq, b, h, q0, Nq, K, BLOCK_Q, K_PAD, TMA)
 
 # %% ../nbs/05_flash_attention.ipynb #e7a8a61f
 @triton.jit
@@ -554,7 +475,7 @@ def _consume_tiles(
         p = p_new
     return p, alpha, acc, m, l
 
-# %% ../nbs/05_flash_attention.ipynb #a42b5e64
+# %% ../nbs/05_flash_attention.ipynb #a6329d5d
 @gluon.jit
 def _consumer(
     W: tl.constexpr, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
@@ -583,30 +504,10 @@ def _consumer(
     p, alpha, m, l = _consume_scores(s, m, l, last, 0, scale, True, BLOCK_KV, S)
     p = gl.convert_layout(p.to(k_tiles.dtype), P)
     mbarrier.wait(v_full.index(0), 0)
-    p, alpha, acc, m, l = _consume_tiles(
-        Q, tiles, barriers, p, alpha, acc, m, l, last, 1, full, scale, False, STAGES, BLOCK_KV, K_PAD, S, A, P
-    )
-    p, alpha, acc, m, l = _consume_tiles(
-        Q,
-        tiles,
-        barriers,
-        p,
-        alpha,
-        acc,
-        m,
-        l,
-        last,
-        gl.maximum(full, 1),
-        steps,
-        scale,
-        True,
-        STAGES,
-        BLOCK_KV,
-        K_PAD,
-        S,
-        A,
-        P,
-    )
+    p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, 1, full, scale,
+                                         False, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
+    p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, gl.maximum(full, 1), steps, scale,
+                                         True, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
     Vn = v_tiles.index((steps - 1) % STAGES).reshape([BLOCK_KV, K_PAD])
     acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
     blind = l == 0
@@ -621,7 +522,7 @@ def _consumer(
     gl.store(lse + head.to(gl.int64) * Nq + i, L, mask=i < Nq)
     tma.store_wait(0)
 
-# %% ../nbs/05_flash_attention.ipynb #572fac72
+# %% ../nbs/05_flash_attention.ipynb #45651277
 @gluon.jit
 def _producer(
     q,
@@ -691,60 +592,12 @@ def _hopper_forward_kernel(
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
     tiles, limits = (k_tiles, v_tiles), (full, steps)
-    gl.warp_specialize(
-        [
-            (
-                _consumer,
-                (
-                    0,
-                    o,
-                    lse,
-                    q_tiles,
-                    tiles,
-                    q_full,
-                    barriers,
-                    place,
-                    limits,
-                    scale,
-                    STAGES,
-                    BLOCK_KV,
-                    K_PAD,
-                    CAUSAL,
-                    S,
-                    A,
-                    P,
-                ),
-            ),
-            (
-                _consumer,
-                (
-                    1,
-                    o,
-                    lse,
-                    q_tiles,
-                    tiles,
-                    q_full,
-                    barriers,
-                    place,
-                    limits,
-                    scale,
-                    STAGES,
-                    BLOCK_KV,
-                    K_PAD,
-                    CAUSAL,
-                    S,
-                    A,
-                    P,
-                ),
-            ),
-            (
-                _producer,
-                (q, k, v, q_tiles, tiles, q_full, barriers, place, head % H // G, steps, STAGES, BLOCK_KV),
-            ),
-        ],
-        [4, 1],
-        [240, 24],
-    )  # warps, and registers per thread, of the second consumer and of the producer
+    # the last two lists: warps, and registers per thread, of the second consumer and of the producer
+    gl.warp_specialize([
+        (_consumer, (0, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
+        (_consumer, (1, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
+        (_producer, (q, k, v, q_tiles, tiles, q_full, barriers, place, head % H // G, steps, STAGES, BLOCK_KV)),
+    ], [4, 1], [240, 24])  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #61eb439a
 class Tiles(NamedTuple):
@@ -870,7 +723,7 @@ def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -
                 found.append(tiles)
     return found
 
-# %% ../nbs/05_flash_attention.ipynb #0b4178e3
+# %% ../nbs/05_flash_attention.ipynb #bd19e53e
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -915,7 +768,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #50a67cef
+# %% ../nbs/05_flash_attention.ipynb #8b435b94
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():
@@ -963,7 +816,7 @@ def _launch(name, tensors, numbers, causal, scale, tiles=None, TMA=None):
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #e378d4ea
+# %% ../nbs/05_flash_attention.ipynb #7da50eb2
 def _suits_hopper_kernel(tensors, causal):
     "Whether `_hopper_forward_kernel` can take q, k, v, o, and is worth it."
     q, k = tensors[:2]
@@ -1164,7 +1017,7 @@ def flash_attention(
         return _torch_attention(q, k, v, causal, scale)
     return flash_forward(q, k, v, causal, q.shape[-1] ** -0.5 if scale is None else scale)[0]
 
-# %% ../nbs/05_flash_attention.ipynb #a86a4035
+# %% ../nbs/05_flash_attention.ipynb #22b864be
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     "One problem of the benchmark."
@@ -1219,7 +1072,7 @@ def plan_attention(
         for dtype, K, causal, N in product(dtypes, head_sizes, masks, lengths)
     ]
 
-# %% ../nbs/05_flash_attention.ipynb #ac0103aa
+# %% ../nbs/05_flash_attention.ipynb #3140c582
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     "Attention as written in the paper, with the score matrix in memory, in the dtype of the inputs."
     s = q @ k.mT * q.shape[-1] ** -0.5
@@ -1299,7 +1152,7 @@ def median_ms(
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
-# %% ../nbs/05_flash_attention.ipynb #fbe0a54f
+# %% ../nbs/05_flash_attention.ipynb #7518aa83
 def measure_attention(
     attention: Callable,  # (q, k, v) -> o
     shape: AttentionShape,
@@ -1347,7 +1200,7 @@ def ceilings(device: str) -> dict:  # TFLOP/s of a large bf16 matrix product, by
         "copy_bytes_per_s": 2e3 * len(big) / copy,
     }
 
-# %% ../nbs/05_flash_attention.ipynb #8b2f7257
+# %% ../nbs/05_flash_attention.ipynb #4b7e4314
 FAST = OURS, "SDPA FlashAttention-2", "SDPA cuDNN"
 LENGTHS = 128, 256, 512, 1024, 2048, 4096, 8192, 13312, 16384, 32768, 65536
 SINGLE = {
@@ -1399,7 +1252,7 @@ def benchmark_attention(
             torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/05_flash_attention.ipynb #2cb8f8b6
+# %% ../nbs/05_flash_attention.ipynb #db06f954
 def attention_record(
     rows: list[dict],  # from `benchmark_attention`
     what: str = "llm_scratch bench attention",  # the command that measured
@@ -1466,7 +1319,7 @@ def save_attention(
     half.write_text(json.dumps(record) + "\n", encoding="utf-8")
     half.replace(path)
 
-# %% ../nbs/05_flash_attention.ipynb #ad0d0c74
+# %% ../nbs/05_flash_attention.ipynb #09a27e58
 def plot_attention(
     rows: list[dict],  # from `benchmark_attention`, of one dtype and plan
     ceiling: float | None = None,  # [TFLOP/s]; None: draw ratios, our speed over that of each peer
@@ -1477,28 +1330,21 @@ def plot_attention(
     rows = [row for row in rows if row.get("pass") in ("forward", "backward")]
     columns = sorted({(row["K"], row["causal"]) for row in rows})
     peers = [name for name in ATTENTIONS if any(row["peer"] == name for row in rows)]
-    fig, axes = plt.subplots(
-        2,
-        len(columns),
-        figsize=(2.9 * len(columns), 5.4),
-        sharex=True,
-        sharey="row",
-        layout="constrained",
-        squeeze=False,
-    )
+    size = (2.9 * len(columns), 5.4)
+    fig, axes = plt.subplots(2, len(columns), figsize=size, sharex=True, sharey="row", layout="constrained", squeeze=False)  # fmt: skip
     ours = {(r["K"], r["causal"], r["pass"], r["N"]): r["tflops"] for r in rows if r["peer"] == OURS}
+    lengths = sorted({r["N"] for r in rows} - {13312})
     for (i, name), (j, (K, causal)) in product(enumerate(("forward", "backward")), enumerate(columns)):
         ax = axes[i, j]
         for n, peer in enumerate(peers):
-            mine = sorted(
-                (r for r in rows if (r["peer"], r["K"], r["causal"], r["pass"]) == (peer, K, causal, name)),
-                key=lambda r: r["N"],
+            mine = [r for r in rows if (r["peer"], r["K"], r["causal"], r["pass"]) == (peer, K, causal, name)]
+            points = sorted(
+                (r["N"], r["tflops"] if ceiling else ours[K, causal, name, r["N"]] / r["tflops"])
+                for r in mine
             )
-            y = [r["tflops"] if ceiling else ours[K, causal, name, r["N"]] / r["tflops"] for r in mine]
-            if ceiling or peer != OURS:
+            if points and (ceiling or peer != OURS):
                 ax.plot(
-                    [r["N"] for r in mine],
-                    y,
+                    *zip(*points, strict=True),
                     "o-",
                     ms=3,
                     lw=2 if peer == OURS else 1,
@@ -1507,18 +1353,16 @@ def plot_attention(
                 )
         ax.axhline(ceiling or 1, ls=":", color=".5")
         ax.set(xscale="log", title=f"K = {K}, {'causal' if causal else 'full'}" if i == 0 else None)
-        ticks = sorted({r["N"] for r in rows} - {13312})[:: 2 if len(ours) > 50 else 1]
-        ax.set_xticks(ticks, [f"{N // 1024}k" if N >= 1024 else str(N) for N in ticks])
+        ax.set_xticks(lengths, [f"{N // 1024}k" if N >= 1024 else str(N) for N in lengths])
         ax.minorticks_off()
     for ax, name in zip(axes[:, 0], ("forward", "backward"), strict=True):
         ax.set(ylabel=f"{name} [TFLOP/s]" if ceiling else f"{name}: ours / theirs", ylim=(0, None))
     fig.supxlabel("length [tokens]", fontsize=10)
-    fig.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(peers), frameon=False
-    )
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside upper center", ncols=len(peers), frameon=False)
     return fig
 
-# %% ../nbs/05_flash_attention.ipynb #0464b009
+# %% ../nbs/05_flash_attention.ipynb #21479265
 def autotune(
     q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
     k: Tensor,  # (B, H_kv, Nk, K)
