@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
-           'EDGE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES',
-           'VALUE_AT', 'HUGE', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW',
-           'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
-           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
-           'count_ones', 'prefetch', 'ascii_masks', 'equal_mask', 'class_tables', 'wide_class', 'is_white', 'state_at',
-           'begin_text', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
-           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
+           'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES',
+           'SLOT_BYTES', 'VALUE_AT', 'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY',
+           'RANK', 'NEVER', 'FEW', 'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS',
+           'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer',
+           'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask', 'class_tables', 'wide_class',
+           'is_white', 'state_at', 'begin_text', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions',
+           'block_masks', 'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
            'block_begins_gpt4', 'scan_gpt4', 'home_of', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks',
            'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
            'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'count_segment',
@@ -231,12 +231,14 @@ def class_tables() -> tuple[
     np.ndarray, np.ndarray
 ]:  # page of each 256 code points; the different pages, (P, 256)
     "Class of every code point, in two levels."
-    characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))  # surrogates are no characters
-    classes = np.full(len(characters), OTHER, np.uint8)
-    for code, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (WHITE, r"\s+")):
-        for match in regex.finditer(pattern, characters):
-            classes[match.start() : match.end()] = code
-    classes = np.insert(classes, 0xD800, np.full(0x800, OTHER, np.uint8))
+    classes = np.full(0x110000, OTHER, np.uint8)
+    for first in range(0, 0x110000, 0x800):  # in parts, since all characters at once take a hundred megabytes
+        if first == 0xD800:
+            continue  # surrogates, which are no characters
+        characters = "".join(map(chr, range(first, first + 0x800)))
+        for code, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (WHITE, r"\s+")):
+            for match in regex.finditer(pattern, characters):
+                classes[first + match.start() : first + match.end()] = code
     pages, page_of = np.unique(classes.reshape(-1, 256), axis=0, return_inverse=True)
     return page_of.ravel().astype(np.uint16), pages
 
@@ -400,7 +402,7 @@ def split_contractions(text, i, end, quotes, begins, state):
                 state.mark |= ONE << np.uint64(j + length - 64)
     return begins
 
-# %% ../nbs/01a_bpe_engine.ipynb #d9256eb7
+# %% ../nbs/01a_bpe_engine.ipynb #155432f3
 EDGE = ONE << np.uint64(63)  # the last byte of a block, whose successor is in the next
 
 
@@ -451,19 +453,24 @@ def append(begins, i, end, place):
     if end - i < 64:
         begins &= (ONE << np.uint64(end - i)) - ONE  # behind the end, nothing begins
     number = count_ones(begins)
-    while begins:  # four at a time: fewer turns; what is written too much, the next block overwrites
-        for k in range(4):
+    while (
+        begins
+    ):  # eight at a time: two turns for most blocks; what is too much, never more than 64, is overwritten
+        for k in range(AT_ONCE):
             store64(place + 8 * k, np.uint64(i + trailing_zeros(begins)))
             begins &= begins - ONE  # clears the lowest bit
-        place += 32
+        place += 8 * AT_ONCE
     return number
+
+
+AT_ONCE = 8  # divides 64: so the numbers of a block, with those too many, have room where 64 have
 
 
 @jit
 def scan(text, i, end, state, starts, filled, capacity):
     """Appends where pre-tokens begin to the numbers at address `starts`; -> (byte reached, how many there are).
 
-    Goes on block by block until the text ends or there is no room for a block of one-byte words (and 3 more numbers).
+    Goes on block by block until the text ends or there is no room for a block of one-byte words.
     """
     carry = (state.letter, state.number, state.other, state.white, state.blank)
     while i < end and filled + 64 <= capacity:
@@ -713,7 +720,7 @@ def absorb(address, other_address):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
 
-# %% ../nbs/01a_bpe_engine.ipynb #055d1e8a
+# %% ../nbs/01a_bpe_engine.ipynb #e8c4619e
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
     num_bytes = size * dtype.itemsize
@@ -728,6 +735,7 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 HUGE = 1 << 21  # bytes in a large page
+SMALL = (1 << 12, 1 << 8, 1 << 12)  # slots, slots of long words, bytes for those
 
 
 class Memory:
@@ -738,18 +746,14 @@ class Memory:
     def __init__(
         self,
         pattern: tuple[int, int, int] = (0, 0, 0),  # GPT-4's? then: digits in a group, the end in one piece?
-        sizes: tuple[int, int, int] = (
-            1 << 12,
-            1 << 8,
-            1 << 12,
-        ),  # slots, those of long words, bytes of those
+        sizes: tuple[int, int, int] = SMALL,  # of the tables, to begin with
     ):
         self.state = np.zeros(1, STATE)
         self.address = self.state.ctypes.data
         for name, value in zip(("gpt4", "group", "to_end"), pattern, strict=True):
             self.state[name] = value
         self.own("masks", key_masks())
-        self.own("starts", np.zeros(BATCH + 4, np.int64))
+        self.own("starts", np.zeros(BATCH + 2, np.int64))
         self.own("keys", np.zeros(BATCH, KEY))
         self.own("homes", np.zeros(BATCH, np.int64))
         self.make_tables(*sizes)
@@ -762,9 +766,10 @@ class Memory:
 
     def make_tables(self, num_slots: int, num_longs: int, arena_size: int) -> None:
         "Empty tables; sizes are powers of two."
-        self.own("slots", zeros(num_slots, SLOT))
-        self.own("longs", np.zeros(num_longs, LONG))
-        self.own("arena", np.zeros(arena_size + PAD, np.uint8))
+        slots, longs = zeros(num_slots, SLOT), np.zeros(num_longs, LONG)
+        arena = np.zeros(arena_size + PAD, np.uint8)  # all three or, if memory is short, none
+        for name, array in (("slots", slots), ("longs", longs), ("arena", arena)):
+            self.own(name, array)
         self.sizes = num_slots, num_longs, arena_size
         self.state["num_slots"], self.state["num_longs"], self.state["arena_size"] = self.sizes
         self.state["shift"] = 65 - num_slots.bit_length()  # keeps as many top bits as slots have numbers
@@ -820,7 +825,7 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
 
 Memory.wanted_sizes, Memory.reserve, Memory.read = wanted_sizes, reserve, read
 
-# %% ../nbs/01a_bpe_engine.ipynb #11cd265c
+# %% ../nbs/01a_bpe_engine.ipynb #0d0c3012
 @inline
 def next_batch(text, i, n, filled, state):
     "Scans on from byte i; -> (byte reached, words in the batch). `filled` is 1 if the first word has begun already."
@@ -839,7 +844,7 @@ def next_batch(text, i, n, filled, state):
 @inline
 def word_at(j, state):
     "(first byte, length, low, high, address of the home slot) of word j of a batch."
-    starts = carray(pointer(state.starts), BATCH + 4, np.int64)
+    starts = carray(pointer(state.starts), BATCH + 2, np.int64)
     key = carray(pointer(state.keys), BATCH, KEY)[j]
     home = np.int64(load64(state.homes + 8 * j))
     return starts[j], starts[j + 1] - starts[j], key.low, key.high, home
@@ -1081,10 +1086,12 @@ def roomy(pair_slots, pairs, used, more):
 def count_pairs(words, symbols):
     "The rows of all pairs, and for each the list of words that have it."
     pairs, pair_slots, used = np.empty(1 << 10, PAIR), np.full(1 << 11, NONE, np.int32), 0
-    rows, newest = np.empty(len(symbols), np.int32), np.full(len(symbols) + 1, NONE, np.int32)
+    rows, newest = np.empty(len(symbols), np.int32), np.full(len(pairs), NONE, np.int32)
     for w in range(len(words)):
         first, last = words[w].start, words[w].start + words[w].length - 1
         pair_slots, pairs = roomy(pair_slots, pairs, used, last - first + 1)
+        if len(newest) < len(pairs):
+            newest = np.concatenate((newest, np.full(len(pairs) - len(newest), NONE, np.int32)))
         for i in range(first, last):
             rows[i], used = row_of(pair_slots, pairs, used, symbols[i], symbols[i + 1])
             pairs[rows[i]].count += words[w].count
@@ -1432,14 +1439,16 @@ def learn(words, symbols, vocab, vocab_size, first, text):
 
 # %% ../nbs/01a_bpe_engine.ipynb #6d4568c1
 def train(
-    counted: Memory,  # the words of a text
+    counted: Memory,  # the words of a text; it is empty afterwards, since its memory is needed
     tokens: Sequence[bytes],  # to begin with: the 256 single bytes, then special tokens
     vocab_size: int,  # wanted number of tokens
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:  # all tokens by id; merges, the first learned first
     "Learns merges from counted words, as `tokenizer.learn_merges` does."
     first, text = np.zeros(vocab_size + 2, np.int64), np.frombuffer(b"".join(tokens), np.uint8).copy()
     first[1 : len(tokens) + 1] = np.cumsum([len(token) for token in tokens])
-    vocab, first, text, merges = learn(*counted.listed(), len(tokens), vocab_size, first, text)
+    words, symbols = counted.listed()
+    counted.make_tables(*SMALL)
+    vocab, first, text, merges = learn(words, symbols, len(tokens), vocab_size, first, text)
     spelled, cuts = text.tobytes(), first.tolist()
     tokens = [spelled[cuts[t] : cuts[t + 1]] for t in range(vocab)]
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]
@@ -1774,22 +1783,33 @@ class Coder(Memory):
             self.own(name, np.empty(size, np.int64))
         self.own("heap", np.empty(2 * size, np.int64))
 
+    def forget(self) -> None:
+        "Empties the cache, in place."
+        for array in (self.slots, self.longs):
+            array.view(np.uint8)[:] = 0
+        for name in ("used", "long_used", "arena_used", "ids_used"):
+            self.state[name] = 0
+        self.remember_whole()
+
     def reserve(self, words: int, long_words: int, long_bytes: int) -> None:
-        "Makes room for that, and for as many ids as bytes; forgets everything when tables would be too large."
+        "Makes room for that, and for as many ids as bytes. Forgets when tables would be too large, or memory is short."
         used, size = int(self.state["ids_used"][0]), len(self.ids) - PAD
         wanted = self.wanted_sizes(words, long_words, long_bytes)
         while used + long_bytes > size:
             size *= 2
-        if len(self) > len(self.whole) and max(wanted[0], wanted[2] // 16, size // 16) > self.LIMIT:
-            self.make_tables(*self.sizes)
-            self.make_ids(len(self.ids) - PAD)
-            self.remember_whole()
-            return self.reserve(words, long_words, long_bytes)  # of empty tables
-        if size > len(self.ids) - PAD:
-            old = self.ids
-            self.make_ids(size)
-            self.ids[:used], self.state["ids_used"] = old[:used], used
-        super().reserve(words, long_words, long_bytes)
+        can_forget = len(self) > len(self.whole)
+        if not can_forget or max(wanted[0], wanted[2] // 16, size // 16) <= self.LIMIT:
+            try:
+                if size > len(self.ids) - PAD:
+                    old = self.ids
+                    self.make_ids(size)
+                    self.ids[:used], self.state["ids_used"] = old[:used], used
+                return super().reserve(words, long_words, long_bytes)
+            except (MemoryError, OSError):  # the second from mmap
+                if not can_forget:
+                    raise
+        self.forget()
+        self.reserve(words, long_words, long_bytes)  # of empty tables
 
 # %% ../nbs/01a_bpe_engine.ipynb #cfb2e6dd
 def encode(self: Coder, data: bytes) -> list[int]:

@@ -509,7 +509,7 @@ def _count_compiled(fast, path, special_tokens, num_processes, progress, pattern
             read_range(path, span)  # raises, and says where
         return span[1] - span[0]
 
-    spans = file_ranges(path, special_tokens, _PIECE)
+    spans = file_ranges(path, special_tokens, _PIECE // 4)  # the tables need room for a piece of nothing but new words
     with (
         closing(ordered_map(count, spans, num_processes, threads=True)) as results,
         tqdm(total=size, unit="B", unit_scale=True, desc="counting words", disable=not progress) as bar,
@@ -613,7 +613,7 @@ def merge_word(
 
 # %% ../nbs/01_tokenizer.ipynb #36e896da
 class WordCache(dict):
-    "Pre-token -> ids, worked out when first met. Forgets all when full, so memory is bounded."
+    "Pre-token -> ids, worked out when first met. Forgets all when it is full, or when there is no memory left."
 
     def __init__(self, encode_word: Callable[[str], list[int]], capacity: int = 2**16):
         self.encode_word, self.capacity = encode_word, capacity
@@ -623,7 +623,10 @@ class WordCache(dict):
         if len(word) <= 256:  # longer ones hardly come twice
             if len(self) == self.capacity:
                 self.clear()
-            self[word] = ids
+            try:
+                self[word] = ids
+            except MemoryError:  # it grows in jumps, and the next one was too large
+                self.clear()
         return ids
 
 # %% ../nbs/01_tokenizer.ipynb #88f1ae5d

@@ -272,20 +272,26 @@ def guarded(size):
 
 keep = []
 merges = np.array([[97, 98, 256], [256, 256, 257]])
-pieces = [b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30]
-for n in range(0, 200):
-    data = b"".join(pieces[(n + k) % len(pieces)] for k in range(60))[:n]
-    coder = engine.Coder(range(256), merges, {b"<|e|>": 300})
+pieces = [b"a1" * 40, b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30]
+for n in [*range(0, 200), *range(200, 900, 7)]:
+    data = b"".join(pieces[(n + k) % len(pieces)] for k in range(90))[:n] if n % 3 else (b"a1" * n)[:n]
+    pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
+    coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     coder.reserve(n // 2 + 256, n // 16 + 1, n)
-    arena = n + engine.PAD
-    for name, size in (("text", n + engine.PAD), ("out", 4 * (n + engine.PAD)), ("arena", coder.sizes[2] + engine.PAD),
-                       ("starts", 8 * (engine.BATCH + 2)), ("ids", 4 * len(coder.ids))):
-        coder.state[name] = guarded(size)
+    for name, size in (("text", n + engine.PAD), ("out", coder.dtype.itemsize * (n + engine.PAD)),
+                       ("arena", coder.sizes[2] + engine.PAD), ("ids", coder.ids.nbytes), ("masks", 16 * 32),
+                       ("starts", 8 * (engine.BATCH + 2)), ("keys", 16 * engine.BATCH), ("homes", 8 * engine.BATCH)):
+        if name == "masks":
+            address = guarded(size)
+            ctypes.memmove(address, int(coder.state[name][0]), size)
+            coder.state[name] = address
+        else:
+            coder.state[name] = guarded(size)
     ctypes.memmove(int(coder.state["text"][0]), data, n)
     segments = coder.special.segments(int(coder.state["text"][0]), n)
     m = engine.encode_segments(coder.address, segments)
     got = np.ctypeslib.as_array((ctypes.c_uint16 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
-    assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}).encode(data), n
+    assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern).encode(data), n
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
     coder.state["text"] += 4096
@@ -366,3 +372,24 @@ print(engine.Memory().count(b"a b", engine.Special({})))
     done = in_python(code, str(copy.parent), HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.stdout == "-1\n", done.stderr
     assert list((tmp_path / "cache").rglob("*.nbi"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")
+@pytest.mark.parametrize("which", ["plain", "fast"])
+def test_streams_in_one_megabyte(path, which):
+    "Encoding a stream of ever new words, with 1 MB more memory than at the start: the cache forgets."
+    code = """
+import random, resource, sys
+from llm_scratch.tokenizer import Tokenizer, train_bpe
+one = Tokenizer(*train_bpe(sys.argv[1], 400, num_processes=1))
+draw = random.Random(0)
+lines = [" ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(2000)) + "\\n" for _ in range(40)]
+expected = [len(one.encode(line)) for line in lines]
+stream = one.encode_iterable(line for _ in range(3) for line in lines)
+sum(1 for _ in zip(range(sum(expected)), stream))  # tables are made
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**20,) * 2)
+print(sum(1 for _ in stream) - 2 * sum(expected))
+"""
+    done = in_python(code, str(path), LLM_SCRATCH_ENGINE=which)
+    assert done.stdout == "0\n", done.stderr[-2000:]
