@@ -9,7 +9,7 @@ __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'TRITON_
            'naive_attention', 'median_ms', 'measure_attention', 'ceilings', 'benchmark_attention', 'attention_record',
            'attention_table', 'save_attention', 'plot_attention', 'autotune']
 
-# %% ../nbs/05_flash_attention.ipynb #82d6dff2
+# %% ../nbs/05_flash_attention.ipynb #8b1fb66b
 import json
 import math
 import platform
@@ -211,7 +211,7 @@ class FlashAttentionPyTorch(torch.autograd.Function):
     def backward(ctx, do):
         return *tiled_backward(*ctx.saved_tensors, do, ctx.is_causal, ctx.scale), None, None
 
-# %% ../nbs/05_flash_attention.ipynb #b88b942f
+# %% ../nbs/05_flash_attention.ipynb #0c147dea
 @triton.jit
 def _load_tile(x, b, h, t0, T, K: tl.constexpr, ROWS: tl.constexpr, K_PAD: tl.constexpr, TMA: tl.constexpr):
     # Rows t0 ... t0 + ROWS of x[b, h] as [ROWS, K_PAD]; zeros past token T and past width K.
@@ -475,7 +475,7 @@ def _consume_tiles(
         p = p_new
     return p, alpha, acc, m, l
 
-# %% ../nbs/05_flash_attention.ipynb #a6329d5d
+# %% ../nbs/05_flash_attention.ipynb #d86a05c9
 @gluon.jit
 def _consumer(
     W: tl.constexpr, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
@@ -522,7 +522,7 @@ def _consumer(
     gl.store(lse + head.to(gl.int64) * Nq + i, L, mask=i < Nq)
     tma.store_wait(0)
 
-# %% ../nbs/05_flash_attention.ipynb #45651277
+# %% ../nbs/05_flash_attention.ipynb #b9f2eeba
 @gluon.jit
 def _producer(
     q,
@@ -723,7 +723,7 @@ def candidates(kernel: str, K_PAD: int, itemsize: int, causal: bool, gpu: Gpu) -
                 found.append(tiles)
     return found
 
-# %% ../nbs/05_flash_attention.ipynb #bd19e53e
+# %% ../nbs/05_flash_attention.ipynb #62cf6136
 def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
     "Whether TRITON_INTERPRET=1 was set when the kernels were defined."
     return not isinstance(_forward_kernel, triton.JITFunction)
@@ -768,7 +768,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #8b435b94
+# %% ../nbs/05_flash_attention.ipynb #931db37a
 def _tiles(kernel, K_PAD, dtype, causal, length, device):
     "Tuned tiles if `autotune` has been here, else the defaults; in the interpreter small ones, for many edges."
     if interpreted():
@@ -816,7 +816,7 @@ def _launch(name, tensors, numbers, causal, scale, tiles=None, TMA=None):
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #7da50eb2
+# %% ../nbs/05_flash_attention.ipynb #6f27ce29
 def _suits_hopper_kernel(tensors, causal):
     "Whether `_hopper_forward_kernel` can take q, k, v, o, and is worth it."
     q, k = tensors[:2]
@@ -1017,7 +1017,7 @@ def flash_attention(
         return _torch_attention(q, k, v, causal, scale)
     return flash_forward(q, k, v, causal, q.shape[-1] ** -0.5 if scale is None else scale)[0]
 
-# %% ../nbs/05_flash_attention.ipynb #22b864be
+# %% ../nbs/05_flash_attention.ipynb #710e7905
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     "One problem of the benchmark."
@@ -1072,7 +1072,7 @@ def plan_attention(
         for dtype, K, causal, N in product(dtypes, head_sizes, masks, lengths)
     ]
 
-# %% ../nbs/05_flash_attention.ipynb #3140c582
+# %% ../nbs/05_flash_attention.ipynb #dca7402d
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     "Attention as written in the paper, with the score matrix in memory, in the dtype of the inputs."
     s = q @ k.mT * q.shape[-1] ** -0.5
@@ -1152,7 +1152,7 @@ def median_ms(
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
-# %% ../nbs/05_flash_attention.ipynb #7518aa83
+# %% ../nbs/05_flash_attention.ipynb #aa8e76ae
 def measure_attention(
     attention: Callable,  # (q, k, v) -> o
     shape: AttentionShape,
@@ -1200,7 +1200,7 @@ def ceilings(device: str) -> dict:  # TFLOP/s of a large bf16 matrix product, by
         "copy_bytes_per_s": 2e3 * len(big) / copy,
     }
 
-# %% ../nbs/05_flash_attention.ipynb #4b7e4314
+# %% ../nbs/05_flash_attention.ipynb #799b902a
 FAST = OURS, "SDPA FlashAttention-2", "SDPA cuDNN"
 LENGTHS = 128, 256, 512, 1024, 2048, 4096, 8192, 13312, 16384, 32768, 65536
 SINGLE = {
@@ -1252,7 +1252,7 @@ def benchmark_attention(
             torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/05_flash_attention.ipynb #db06f954
+# %% ../nbs/05_flash_attention.ipynb #2aae7441
 def attention_record(
     rows: list[dict],  # from `benchmark_attention`
     what: str = "llm_scratch bench attention",  # the command that measured
@@ -1319,7 +1319,7 @@ def save_attention(
     half.write_text(json.dumps(record) + "\n", encoding="utf-8")
     half.replace(path)
 
-# %% ../nbs/05_flash_attention.ipynb #09a27e58
+# %% ../nbs/05_flash_attention.ipynb #f0cf6d5f
 def plot_attention(
     rows: list[dict],  # from `benchmark_attention`, of one dtype and plan
     ceiling: float | None = None,  # [TFLOP/s]; None: draw ratios, our speed over that of each peer
@@ -1362,7 +1362,7 @@ def plot_attention(
     fig.legend(*handles, loc="outside upper center", ncols=len(peers), frameon=False)
     return fig
 
-# %% ../nbs/05_flash_attention.ipynb #21479265
+# %% ../nbs/05_flash_attention.ipynb #75c9e5cd
 def autotune(
     q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
     k: Tensor,  # (B, H_kv, Nk, K)
