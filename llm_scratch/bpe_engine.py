@@ -2261,7 +2261,6 @@ _FILES = {
     "tokenizer": "tokenizer.json",
     "ranks": "ours.tiktoken",
     "strings": "strings.json",
-    "out": "ids.npy",
 }
 
 # %% ../nbs/01a_bpe_engine.ipynb #fd328c58
