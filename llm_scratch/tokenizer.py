@@ -613,7 +613,7 @@ def merge_word(
 
 # %% ../nbs/01_tokenizer.ipynb #36e896da
 class WordCache(dict):
-    "Pre-token -> ids, worked out when first met. Forgets all when it is full, or when there is no memory left."
+    "Pre-token -> ids, worked out when first met. Forgets all when full, so memory is bounded."
 
     def __init__(self, encode_word: Callable[[str], list[int]], capacity: int = 2**16):
         self.encode_word, self.capacity = encode_word, capacity
@@ -623,10 +623,7 @@ class WordCache(dict):
         if len(word) <= 256:  # longer ones hardly come twice
             if len(self) == self.capacity:
                 self.clear()
-            try:
-                self[word] = ids
-            except MemoryError:  # it grows in jumps, and the next one was too large
-                self.clear()
+            self[word] = ids
         return ids
 
 # %% ../nbs/01_tokenizer.ipynb #88f1ae5d
@@ -693,9 +690,14 @@ def _coders(
 
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
 @patch
-def _encode_plain(self: Tokenizer, text: str) -> Iterator[int]:
-    "Ids of text without special tokens."
-    return chain.from_iterable(map(self._cache.__getitem__, self._pretokenize(text)))
+def _encode_plain(self: Tokenizer, text: str) -> list[int]:
+    "Ids of text without special tokens. When memory runs out, the cache gives its own back."
+    words = self._pretokenize(text)
+    try:
+        return list(chain.from_iterable(map(self._cache.__getitem__, words)))
+    except MemoryError:
+        self._cache.clear()
+    return list(chain.from_iterable(map(self._cache.__getitem__, words)))
 
 
 @patch
@@ -772,7 +774,9 @@ def encode_iterable(
 ) -> Iterator[int]:
     "Token ids of one text that comes in pieces, lazily: the same as of the whole, wherever the pieces are cut."
     known = engine_pattern(self.pattern) is not None
-    for piece in safe_pieces(iterable, self.special_tokens, known=known):
+    for piece in safe_pieces(
+        iterable, self.special_tokens, 2**14, known
+    ):  # small: a stream asks for little memory
         yield from self.encode(piece)
 
 # %% ../nbs/01_tokenizer.ipynb #4bb7ec60

@@ -129,6 +129,31 @@ def test_narrow_and_wide_ids(learned, vocab_size, monkeypatch):
     assert fast.encode(text) == expected and expected[-1] == vocab_size - 1
 
 
+@pytest.mark.parametrize("name", PATTERNS)
+def test_same_pretokens_on_random_texts(name):
+    "Ids can be the same although a word was cut in two: so the words themselves are compared."
+    split, draw = tokenizer.pretokenizer(PATTERNS[name]), random.Random(time.time_ns())
+    for _ in range(3000 * MANY):
+        text = "".join(draw.choices(PIECES, k=draw.randint(0, 60)))
+        memory = engine.Memory(tokenizer.engine_pattern(PATTERNS[name]))
+        assert memory.count(text.encode(), NO_SPECIAL) == -1
+        assert counted(memory) == Counter(word.encode() for word in split(text)), ascii(text)
+
+
+NO_SPECIAL = engine.Special({})
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_white_space_across_the_edge_of_a_block(name):
+    split = tokenizer.pretokenizer(PATTERNS[name])
+    for k in range(50, 70):
+        for end in ("", "\n", "\u3000\n", "\u3000y", " y", "!"):
+            text = "x" * k + "\n \u3000\u3000\u3000" + end
+            memory = engine.Memory(tokenizer.engine_pattern(PATTERNS[name]))
+            memory.count(text.encode(), NO_SPECIAL)
+            assert counted(memory) == Counter(word.encode() for word in split(text)), (k, end)
+
+
 @settings(max_examples=300 * MANY, deadline=None)
 @given(st.text(), st.sampled_from([*PATTERNS.values()]))
 def test_same_pretokens_on_any_text(text, pattern):
