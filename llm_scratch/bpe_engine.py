@@ -2,25 +2,27 @@
 
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
-           'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES',
-           'SLOT_BYTES', 'VALUE_AT', 'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY',
-           'RANK', 'NEVER', 'FEW', 'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT', 'TASKS', 'OURS', 'PEERS',
-           'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer',
-           'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask', 'class_tables', 'wide_class',
-           'is_white', 'state_at', 'begin_text', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions',
-           'block_masks', 'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
+           'LETTERS2', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT',
+           'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'VALUE_AT', 'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT',
+           'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW', 'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT',
+           'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16',
+           'select16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask',
+           'between_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
+           'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
+           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
            'block_begins_gpt4', 'scan_gpt4', 'home_of', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks',
            'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
            'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'count_segment',
            'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed',
            'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'gain', 'enlist',
            'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell',
-           'first_names', 'neighbors', 'merge_pair', 'with_events', 'learn', 'train', 'find_rank', 'rank_of',
-           'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word', 'write_ids', 'remember', 'emit',
-           'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment', 'has_room', 'encode_text',
-           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer',
-           'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
-           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'first_names', 'neighbors', 'merge_pair', 'with_events', 'learn', 'train', 'pair_of', 'find_rank',
+           'place_of', 'rank_of', 'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word', 'write_ids',
+           'remember', 'emit', 'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment', 'has_room',
+           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it',
+           'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
+           'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
+           'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -202,19 +204,35 @@ def ascii_masks(typing, address):
     return kind(types.int64), build
 
 # %% ../nbs/01a_bpe_engine.ipynb #edb09f30
+def _everywhere(builder, byte):
+    "A block that holds one byte 64 times."
+    one = builder.insert_element(
+        ir.Constant(_BLOCK, ir.Undefined), builder.trunc(byte, _I8), ir.Constant(_I32, 0)
+    )
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, 64), [0] * 64))
+
+
 @intrinsic
 def equal_mask(typing, address, byte):
     "Mask of the bytes equal to one, of the 64 at an address."
 
     def build(context, builder, signature, args):
-        lanes = ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
-        one = builder.insert_element(
-            ir.Constant(_BLOCK, ir.Undefined), builder.trunc(args[1], _I8), ir.Constant(_I32, 0)
-        )
-        every = builder.shuffle_vector(one, one, lanes)
-        return builder.bitcast(builder.icmp_unsigned("==", _loaded(builder, args[0], _BLOCK), every), _I64)
+        text = _loaded(builder, args[0], _BLOCK)
+        return builder.bitcast(builder.icmp_unsigned("==", text, _everywhere(builder, args[1])), _I64)
 
     return types.uint64(types.int64, types.int64), build
+
+
+@intrinsic
+def between_mask(typing, address, first, last):
+    "Mask of the bytes from `first` to `last`, of the 64 at an address."
+
+    def build(context, builder, signature, args):
+        above = builder.sub(_loaded(builder, args[0], _BLOCK), _everywhere(builder, args[1]))
+        span = _everywhere(builder, builder.sub(args[2], args[1]))
+        return builder.bitcast(builder.icmp_unsigned("<=", above, span), _I64)
+
+    return types.uint64(types.int64, types.int64, types.int64), build
 
 # %% ../nbs/01a_bpe_engine.ipynb #9fcf02ad
 # nogil: threads really run at the same time. cache: compiled once, kept on disk; not in the notebook, where an edit
@@ -290,7 +308,7 @@ _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - l
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
 _CODER = (
-    "width inline byte_ids byte_ranks ranks num_ranks ids ids_size ids_used symbols order left right heap"
+    "width inline byte_ids byte_ranks maybe ranks num_ranks ids ids_size ids_used symbols order left right heap"
 )
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
@@ -314,6 +332,47 @@ def begin_text(state):
     state.drop = state.mark = ZERO
 
 # %% ../nbs/01a_bpe_engine.ipynb #9ba38b1a
+# Characters of two and of three bytes that are all letters: range of their first byte, range of their second.
+LETTERS2 = (
+    (0xC3, 0xC3, 0x80, 0x96),  # Latin: À to Ö
+    (0xC3, 0xC3, 0x98, 0xB6),  # Ø to ö
+    (0xC3, 0xC3, 0xB8, 0xBF),  # ø to ÿ
+    (0xC4, 0xCA, 0x80, 0xBF),  # Latin with all its accents
+    (0xCE, 0xCE, 0xA3, 0xBF),  # Greek: Σ to ο
+    (0xCF, 0xCF, 0x80, 0xB5),  # π to ϵ
+    (0xD0, 0xD1, 0x80, 0xBF),  # Cyrillic
+    (0xD7, 0xD7, 0x90, 0xAA),  # Hebrew
+    (0xD8, 0xD8, 0xA0, 0xBF),  # Arabic, first half
+    (0xD9, 0xD9, 0x80, 0x8A),  # and second
+)
+LETTERS3 = (
+    (0xE4, 0xE4, 0xB8, 0xBF),  # Chinese characters
+    (0xE5, 0xE9, 0x80, 0xBF),
+    (0xEA, 0xEA, 0xB0, 0xBF),  # Korean syllables
+    (0xEB, 0xEC, 0x80, 0xBF),
+    (0xED, 0xED, 0x80, 0x9D),
+)
+MANY = 12  # bytes above 127 in a block from which on comparing first is faster
+
+
+@inline
+def first_bytes(text, ranges):
+    "Mask of the bytes that begin a character in one of the ranges, of the 64 at an address."
+    mask = ZERO
+    for first, last, second, end in ranges:
+        mask |= between_mask(text, first, last) & between_mask(text, second, end) >> ONE
+    return mask
+
+
+@jit
+def plain_letters(text, wide):
+    "Masks of letters in the ranges whose bytes are all in `wide`, and of their first bytes."
+    two = first_bytes(text, LETTERS2) & wide >> ONE
+    follows = between_mask(text, 0x80, 0xBF) & wide
+    three = first_bytes(text, LETTERS3) & follows >> ONE & follows >> np.uint64(2)
+    return two | two << ONE | three | three << ONE | three << np.uint64(2), two | three
+
+
 @jit
 def wide_masks(text, i, end, high, state):
     "Masks for the bytes above 127 of a block: letter, number, other, white; first bytes; those of white before text."
@@ -326,6 +385,9 @@ def wide_masks(text, i, end, high, state):
     state.spill_letter = state.spill_number = state.spill_other = state.spill_white = ZERO
     todo = high & ~(letter | number | other | white)
     firsts = last = ZERO
+    if count_ones(todo) >= MANY:
+        letters, firsts = plain_letters(text + i, todo)
+        letter, todo = letter | letters, todo & ~letters
     while todo:
         j = trailing_zeros(todo)
         kind, length = wide_class(text, i + j, end)
@@ -1460,9 +1522,14 @@ FEW = 32  # symbols in a word up to which looking at all is faster than a heap
 
 
 @inline
-def find_rank(ranks, left, right):
+def pair_of(left, right):
+    "Two ids as one number; never 0, which means empty."
+    return np.uint64(left + 1) << np.uint64(32) | np.uint64(right)
+
+
+@inline
+def find_rank(ranks, pair):
     "Index of a pair's entry, or of the empty one where it belongs."
-    pair = np.uint64(left + 1) << np.uint64(32) | np.uint64(right)  # + 1: never 0, which means empty
     i = np.int64(pair * MIX1 >> np.uint64(32)) & (len(ranks) - 1)
     while ranks[i].pair != pair and ranks[i].pair != 0:
         i = (i + 1) & (len(ranks) - 1)
@@ -1470,26 +1537,39 @@ def find_rank(ranks, left, right):
 
 
 @inline
-def rank_of(ranks, left, right):
+def place_of(maybe, pair):
+    "(byte, bit) of a pair in the map."
+    place = np.int64(pair * MIX1 >> np.uint64(34)) & (8 * len(maybe) - 1)
+    return place >> 3, place & 7
+
+
+@inline
+def rank_of(ranks, maybe, left, right):
     "rank * 2^32 + id of the merged pair, which sorts like the rank; NEVER if it is not merged."
-    entry = ranks[find_rank(ranks, left, right)]
+    pair = pair_of(left, right)
+    byte, bit = place_of(maybe, pair)
+    if not maybe[byte] >> bit & 1:
+        return NEVER
+    entry = ranks[find_rank(ranks, pair)]
     return np.int64(entry.rank) << 32 | np.int64(entry.merged) if entry.pair != 0 else NEVER
 
 
 @jit
-def fill_ranks(ranks, byte_ranks, byte_ids, lefts, rights, merged):
+def fill_ranks(ranks, maybe, byte_ranks, byte_ids, lefts, rights, merged):
     "Enters pairs in the order learned (of equal ones the first counts), and the ranks of all pairs of bytes."
     for r in range(len(lefts)):
-        entry = ranks[find_rank(ranks, lefts[r], rights[r])]
+        pair = pair_of(lefts[r], rights[r])
+        entry = ranks[find_rank(ranks, pair)]
         if entry.pair == 0:
-            entry.pair = np.uint64(lefts[r] + 1) << np.uint64(32) | np.uint64(rights[r])
-            entry.rank, entry.merged = r, merged[r]
+            entry.pair, entry.rank, entry.merged = pair, r, merged[r]
+            byte, bit = place_of(maybe, pair)
+            maybe[byte] |= 1 << bit
     for b in range(1 << 16):
-        byte_ranks[b] = rank_of(ranks, byte_ids[b >> 8], byte_ids[b & 255])
+        byte_ranks[b] = rank_of(ranks, maybe, byte_ids[b >> 8], byte_ids[b & 255])
 
 # %% ../nbs/01a_bpe_engine.ipynb #6a3e6b01
 @jit
-def merge_few(symbols, order, n, ranks):
+def merge_few(symbols, order, n, ranks, maybe):
     "Merges in place, smallest rank first; -> symbols left. order[i] is the rank of symbols i and i + 1."
     while n > 1:
         best = 0
@@ -1502,9 +1582,9 @@ def merge_few(symbols, order, n, ranks):
         n -= 1
         for i in range(best + 1, n):
             symbols[i], order[i] = symbols[i + 1], order[i + 1]
-        order[best] = rank_of(ranks, symbols[best], symbols[best + 1]) if best + 1 < n else NEVER
+        order[best] = rank_of(ranks, maybe, symbols[best], symbols[best + 1]) if best + 1 < n else NEVER
         if best > 0:
-            order[best - 1] = rank_of(ranks, symbols[best - 1], symbols[best])
+            order[best - 1] = rank_of(ranks, maybe, symbols[best - 1], symbols[best])
     return n
 
 # %% ../nbs/01a_bpe_engine.ipynb #6066542d
@@ -1536,7 +1616,7 @@ def sink(heap, size):
 
 
 @jit
-def merge_many(symbols, order, left, right, heap, n, ranks):
+def merge_many(symbols, order, left, right, heap, n, ranks, maybe):
     "The same for a long word. Entries of the heap are rank * 2^32 + position; `heap` has room for 2n."
     size = 0
     for i in range(n):
@@ -1555,7 +1635,7 @@ def merge_many(symbols, order, left, right, heap, n, ranks):
             left[right[j]] = i
         for x in (left[i], i):  # the two new pairs
             if x >= 0 and right[x] < n:
-                order[x] = rank_of(ranks, symbols[x], symbols[right[x]])
+                order[x] = rank_of(ranks, maybe, symbols[x], symbols[right[x]])
                 if order[x] < NEVER:
                     size = rise(heap, size, (order[x] >> 32) << 32 | x)
     m = i = 0
@@ -1573,15 +1653,16 @@ def merge_word(text, n, state):
     byte_ids = carray(pointer(state.byte_ids), 256, np.int64)
     byte_ranks = carray(pointer(state.byte_ranks), 1 << 16, np.int64)
     ranks = carray(pointer(state.ranks), state.num_ranks, RANK)
+    maybe = carray(pointer(state.maybe), state.num_ranks >> 1, np.uint8)
     for i in range(n):
         byte = load8(text + i)
         symbols[i] = byte_ids[byte]
         order[i] = byte_ranks[byte << 8 | load8(text + i + 1)]
     order[n - 1] = NEVER
     if n <= FEW:
-        return merge_few(symbols, order, n, ranks)
+        return merge_few(symbols, order, n, ranks, maybe)
     left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
-    return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks)
+    return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks, maybe)
 
 # %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
 COUNT_AT, MOST_IDS = 14, 0xFFFF  # where in a value the number of ids is; the greatest that fits there
@@ -1758,8 +1839,10 @@ class Coder(Memory):
             num_ranks *= 2
         self.own("ranks", np.zeros(num_ranks, RANK))
         self.state["num_ranks"] = num_ranks
+        self.own("maybe", np.zeros(num_ranks // 2, np.uint8))  # 8 bits or more for a merge
         self.own("byte_ranks", np.empty(1 << 16, np.int64))
-        fill_ranks(self.ranks, self.byte_ranks, self.byte_ids, *np.ascontiguousarray(merges.reshape(-1, 3).T))
+        columns = np.ascontiguousarray(merges.reshape(-1, 3).T)
+        fill_ranks(self.ranks, self.maybe, self.byte_ranks, self.byte_ids, *columns)
         self.make_ids(1 << 12)
         self.remember_whole()
 

@@ -691,13 +691,8 @@ def _coders(
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
 @patch
 def _encode_plain(self: Tokenizer, text: str) -> list[int]:
-    "Ids of text without special tokens. When memory runs out, the cache gives its own back."
-    words = self._pretokenize(text)
-    try:
-        return list(chain.from_iterable(map(self._cache.__getitem__, words)))
-    except MemoryError:
-        self._cache.clear()
-    return list(chain.from_iterable(map(self._cache.__getitem__, words)))
+    "Ids of text without special tokens."
+    return list(chain.from_iterable(map(self._cache.__getitem__, self._pretokenize(text))))
 
 
 @patch
@@ -709,17 +704,20 @@ def encode(
     crew = self._crew or self._coders(len(text))
     if crew and len(text) <= _PIECE:
         return crew(lambda coder: coder.encode(text.encode()))
-    ids = []
     if crew:
-        for piece in safe_pieces([text], self.special_tokens, _PIECE // 2):
-            ids += crew(lambda coder, piece=piece: coder.encode(piece.encode()))
-        return ids
-    for i, part in enumerate(split_special(text, self._special)):
-        if i % 2:
-            ids.append(self.special_tokens[part])
-        else:
-            ids += self._encode_plain(part)
-    return ids
+        pieces = safe_pieces([text], self.special_tokens, _PIECE // 2)
+        parts = (crew(lambda coder, piece=piece: coder.encode(piece.encode())) for piece in pieces)
+        return list(chain.from_iterable(parts))
+
+    def encode_parts():
+        for i, part in enumerate(split_special(text, self._special)):
+            yield [self.special_tokens[part]] if i % 2 else self._encode_plain(part)
+
+    try:
+        return list(chain.from_iterable(encode_parts()))
+    except MemoryError:
+        self._cache.clear()  # what took the memory gives it back
+    return list(chain.from_iterable(encode_parts()))
 
 # %% ../nbs/01_tokenizer.ipynb #8d2b49ef
 @patch

@@ -143,6 +143,35 @@ def test_same_pretokens_on_random_texts(name):
 NO_SPECIAL = engine.Special({})
 
 
+def edges(ranges, last):
+    "Characters at the ends of ranges of first two bytes, and just outside of them."
+    for first, end, second, stop in ranges:
+        for pair in ((first, second), (first, second - 1), (end, stop), (end, stop + 1)):
+            for third in last:
+                yield bytes(pair + third).decode("utf-8", "ignore")
+
+
+SCRIPTS = [
+    *edges(engine.LETTERS2, [()]),
+    *edges(engine.LETTERS3, [(0x80,), (0xBF,)]),
+    "×",
+    "÷",
+    *"жяשאنيπΩ中한été",
+]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_same_pretokens_in_many_scripts(name):
+    split, draw = tokenizer.pretokenizer(PATTERNS[name]), random.Random(time.time_ns())
+    for _ in range(500 * MANY):
+        pieces = draw.choices(SCRIPTS, k=draw.randint(0, 60)) + draw.choices(PIECES, k=draw.randint(0, 20))
+        draw.shuffle(pieces)
+        text = "".join(pieces)
+        memory = engine.Memory(tokenizer.engine_pattern(PATTERNS[name]))
+        assert memory.count(text.encode(), NO_SPECIAL) == -1
+        assert counted(memory) == Counter(word.encode() for word in split(text)), ascii(text)
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_white_space_across_the_edge_of_a_block(name):
     split = tokenizer.pretokenizer(PATTERNS[name])
@@ -170,13 +199,17 @@ def counted(memory):
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.sampled_from([*map(str.encode, PIECES), b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"]),
+        st.sampled_from(
+            [*map(str.encode, PIECES), b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"]
+            + [b"\xd0", b"\xe6\x9d", b"\x9f", "Приве".encode(), "東京特許".encode()]
+        ),
         max_size=80,
     )
 )
 def test_bytes_that_are_not_utf8_are_found(pieces):
     data = b"".join(pieces)
     memory = engine.Memory()
+    memory.read(b"\x9f" * (len(data) + 64))  # what the buffer held before must not matter
     bad = memory.count(data, engine.Special({}))
     try:
         data.decode()
