@@ -11,19 +11,21 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter', 'compiled',
            'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton', 'loss_and_gradient_',
            'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy', 'fused_loss',
-           'address_table', 'FusedUpdate', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train',
-           'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'address_table', 'FusedUpdate', 'Twin', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train',
+           'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
 import copy
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import statistics
 import threading
 import time
 import uuid
@@ -377,6 +379,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # how many of the newest stay, beside the best
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"  # see autocast_dtype
     compile: bool | None = None  # torch.compile: slow to start, then faster; None: on CUDA
+    bf16_weights: bool | None = None  # compute with copies in bfloat16, update float32; None: on CUDA in bf16
     fused_loss: bool | None = None  # loss without the logits in memory; None: on CUDA
     fused_adamw: bool | None = None  # one kernel updates all weights; None: on CUDA
     tokens_on_device: bool | None = None  # the whole corpus; None: on CUDA, if it fills at most a quarter
@@ -470,14 +473,17 @@ def train_step(
     dtype: torch.dtype | None = None,  # of matrix products; None: float32
     scaler: torch.amp.GradScaler | None = None,  # for float16
     loss_sum: Callable = model_loss,  # (model, inputs, targets) -> sum of the losses
+    twin: "Twin | None" = None,  # a copy in fewer bits that computes in the model's place
 ) -> tuple[Tensor, Tensor]:  # mean loss [nats/token] and norm of the gradient, both still on the device
     "Forward, backward, clip, update. Nothing here waits for the device (float16's scaler excepted)."
     scaler = scaler or torch.amp.GradScaler(inputs.device.type, enabled=False)
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(accumulation), targets.chunk(accumulation), strict=True):
         with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
-            loss = loss_sum(model, x, y) / targets.numel()
+            loss = loss_sum(twin.model if twin else model, x, y) / targets.numel()
         scaler.scale(loss).backward()
+        if twin:
+            twin.hand_over_gradients()
         total += loss.detach()
     scaler.unscale_(optimizer)
     norm = clip_gradients((p for group in optimizer.param_groups for p in group["params"]), clip)
@@ -487,6 +493,8 @@ def train_step(
         group["lr"] = lr * group.get("lr_scale", 1.0)
     scaler.step(optimizer)
     scaler.update()
+    if twin:
+        twin.take_over_weights()
     optimizer.zero_grad(set_to_none=True)
     return total, norm
 
@@ -813,6 +821,7 @@ FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "compile",
+    "bf16_weights",
     "fused_loss",
     "fused_adamw",
     "tokens_on_device",
@@ -1193,6 +1202,11 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
+def _sums(weight):
+    "What sums of many products are kept in."
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 @torch.library.custom_op("llm_scratch::linear_loss", mutates_args=())
 def linear_loss(
     hidden: Tensor,  # (N, D), in the dtype of the products
@@ -1207,7 +1221,7 @@ def linear_loss(
     total, kernel = torch.zeros((), device=hidden.device), can_run_triton(hidden)
     matrix = weight.to(hidden.dtype)
     d_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
-    d_weight = torch.zeros_like(weight) if backward else weight.new_empty(0)
+    d_weight = torch.zeros(weight.shape if backward else 0, device=weight.device, dtype=_sums(weight))
     for lo in range(0, len(hidden), chunk):
         x, y = hidden[lo : lo + chunk], targets[lo : lo + chunk]
         logits = x @ matrix.T  # (chunk, V): all there ever is of them
@@ -1220,18 +1234,22 @@ def linear_loss(
 
 @linear_loss.register_fake
 def _(hidden, weight, targets, chunk, backward):
-    total = hidden.new_empty((), dtype=torch.float32)
-    return (
-        total,
-        hidden.new_empty(hidden.shape if backward else 0),
-        weight.new_empty(weight.shape if backward else 0),
-    )
+    sizes = (hidden.shape, weight.shape) if backward else (0, 0)
+    d_hidden, d_weight = hidden.new_empty(sizes[0]), weight.new_empty(sizes[1], dtype=_sums(weight))
+    return hidden.new_empty((), dtype=torch.float32), d_hidden, d_weight
 
 
-linear_loss.register_autograd(
-    lambda ctx, grad, *_: (*(g * grad for g in ctx.saved_tensors), None, None, None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*output[1:]),
-)
+def _remember(ctx, inputs, output):
+    ctx.dtype = inputs[1].dtype
+    ctx.save_for_backward(*output[1:])
+
+
+def _differentiate(ctx, grad, *_):
+    d_hidden, d_weight = ctx.saved_tensors
+    return d_hidden * grad, (d_weight * grad).to(ctx.dtype), None, None, None
+
+
+linear_loss.register_autograd(_differentiate, setup_context=_remember)
 
 # %% ../nbs/03_training.ipynb #0c03816b
 def linear_cross_entropy(
@@ -1242,7 +1260,7 @@ def linear_cross_entropy(
 ) -> Tensor:  # scalar, float32: the sum of the losses
     """`cross_entropy(hidden @ weight.T, targets, "sum")` that holds the logits of one chunk only.
 
-    The gradients are made in the forward pass. The matrix's is summed in the dtype of `weight`.
+    The gradients are made in the forward pass, that of the matrix summed in float32.
     Raises `ValueError` as `cross_entropy` does.
     """
     if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[1]:
@@ -1350,6 +1368,26 @@ class FusedUpdate:
             self.tables[id(params[0])] = places, table
         return table
 
+# %% ../nbs/03_training.ipynb #e2455d1c
+class Twin:
+    "A copy of a model in fewer bits, for forward and backward passes."
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        self.model = copy.deepcopy(model).to(dtype)
+        self.masters, self.copies = list(model.parameters()), list(self.model.parameters())
+
+    @torch.no_grad()
+    def hand_over_gradients(self) -> None:
+        "Adds the copy's gradients to the masters', in their precision."
+        pairs = [(p, c) for p, c in zip(self.masters, self.copies, strict=True) if c.grad is not None]
+        for p, c in pairs:
+            p.grad = c.grad.to(p.dtype) if p.grad is None else p.grad + c.grad
+            c.grad = None
+
+    @torch.no_grad()
+    def take_over_weights(self) -> None:
+        torch._foreach_copy_(self.copies, self.masters)
+
 # %% ../nbs/03_training.ipynb #442220b2
 def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     "The optimizer that `train` uses unless told otherwise."
@@ -1412,14 +1450,23 @@ class Job:
 
 # %% ../nbs/03_training.ipynb #e1ba3807
 @patch
+def worker(self: Job) -> tuple[nn.Module, torch.dtype | None]:
+    "What computes a step's losses and gradients, and the dtype it needs to be told."
+    return (self.twin.model, None) if self.twin else (self.model, self.dtype)
+
+
+@patch
 def make_fast(self: Job) -> None:
     "Chooses what computes the losses, for evaluation and for training, and where the tokens are."
     c, device = self.config, self.device
     splits = hasattr(self.model, "hidden") and hasattr(getattr(self.model, "lm_head", None), "weight")
     self.loss_sum = self.fast_loss_sum = fused_loss if chosen(c.fused_loss, device) and splits else model_loss
+    narrow = device.type == "cuda" and self.dtype is torch.bfloat16
+    narrow = narrow if c.bf16_weights is None else c.bf16_weights
+    self.twin = Twin(self.model, torch.bfloat16) if narrow else None
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)
-        self.fast_loss_sum = compiled(self.loss_sum, self.model, like, self.dtype)
+        self.fast_loss_sum = compiled(self.loss_sum, self.worker()[0], like, self.worker()[1])
     fits = device.type == "cuda" and 4 * self.train_ids.nbytes < torch.cuda.mem_get_info(device)[0]
     self.tokens = self.train_ids
     if fits if c.tokens_on_device is None else c.tokens_on_device:
@@ -1438,8 +1485,8 @@ def step(self: Job, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor,
     "`train_step` with this run's settings."
     c = self.config
     return train_step(
-        *(self.model, self.optimizer, inputs, targets, lr, c.clip, c.accumulation, self.dtype, self.scaler),
-        loss_sum=self.fast_loss_sum,
+        *(self.model, self.optimizer, inputs, targets, lr, c.clip, c.accumulation, self.worker()[1]),
+        *(self.scaler, self.fast_loss_sum, self.twin),
     )
 
 
@@ -1479,6 +1526,8 @@ def restore(self: Job, state: dict) -> tuple[int, dict | None]:
     if self.scaler.is_enabled():
         self.scaler.load_state_dict(state["scaler"])
     restore_random_state(state["rng"], self.device)
+    if self.twin:
+        self.twin.take_over_weights()
     return state["step"], state["record"]
 
 # %% ../nbs/03_training.ipynb #e94f3e74
@@ -1521,6 +1570,87 @@ def train(
         raise
     finally:
         run.close()
+
+# %% ../nbs/03_training.ipynb #f41a96eb
+def our_lane(
+    model: nn.Module,
+    config: TrainConfig,
+    ids: np.ndarray,  # (n,) token ids
+) -> Callable[[int], None]:  # takes that many training steps
+    "Training steps as `train` takes them."
+    job, steps = Job(model, config, ids), itertools.count()
+
+    def run(count: int) -> None:
+        for step in itertools.islice(steps, count):
+            batch = get_batch(job.tokens, config.batch_size, job.length, config.seed, step, job.device)
+            job.meter.start()
+            job.meter.add(*job.step(*batch, config.lr_at(step + 1)))
+
+    return run
+
+
+def peer_lane(
+    model: nn.Module,  # of transformers: model(input_ids=..., labels=...).loss
+    config: TrainConfig,  # with `context_length`
+    ids: np.ndarray,
+) -> Callable[[int], None]:
+    "The same steps with torch's parts: autocast, torch.compile, fused AdamW, tokens on the device."
+    device = choose_device(config.device)
+    model, steps, ids = model.to(device), itertools.count(), on_device(ids, device)
+    rate, options = (
+        autocast_dtype(config.precision, device),
+        {"betas": config.betas, "weight_decay": config.weight_decay},
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True, **options)
+    fast = torch.compile(model) if chosen(config.compile, device) else model
+
+    def run(count: int) -> None:
+        for step in itertools.islice(steps, count):
+            x, _ = get_batch(ids, config.batch_size, config.context_length, config.seed, step, device)
+            with torch.autocast(device.type, rate, enabled=rate is not None):
+                loss = fast(input_ids=x, labels=x, use_cache=False).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+# %% ../nbs/03_training.ipynb #f9fce2c7
+def race(
+    lanes: dict[str, Callable],  # name -> () -> what takes a number of steps; built in this order
+    device: torch.device,
+    rounds: int = 5,  # turns of each lane; the median counts
+    steps: int = 10,  # in a turn
+) -> list[dict]:  # name, seconds per step, and on CUDA the peak of memory [bytes]
+    "Builds all lanes, then lets them take turns."
+    cuda = device.type == "cuda"
+    held = lambda: torch.cuda.memory_allocated(device) if cuda else 0
+    running, own, times, peaks = {}, {}, {name: [] for name in lanes}, {}
+    for name, build in lanes.items():
+        before = held()
+        running[name] = build()
+        running[name](3)  # compiles, makes optimizer states
+        own[name] = held() - before
+    for name in list(running) * rounds:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            torch.cuda.synchronize(device)
+        others, start = held() - own[name], time.perf_counter()
+        running[name](steps)
+        if cuda:
+            torch.cuda.synchronize(device)
+            peaks[name] = torch.cuda.max_memory_allocated(device) - others
+        times[name].append((time.perf_counter() - start) / steps)
+    return [
+        {
+            "name": name,
+            "seconds": statistics.median(times[name]),
+            "spread": [min(times[name]), max(times[name])],
+        }
+        | ({"peak_bytes": peaks[name]} if cuda else {})
+        for name in lanes
+    ]
 
 # %% ../nbs/03_training.ipynb #6ea1c104
 def progress(
