@@ -307,9 +307,7 @@ _GPT4 = "gap break_ tail inline_white single digits"  # carries of GPT-4's patte
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
-_CODER = (
-    "width inline byte_ids byte_ranks maybe ranks num_ranks ids ids_size ids_used symbols order left right heap"
-)
+_CODER = "width inline byte_ids byte_ranks maybe ranks num_ranks ids ids_size ids_used symbols order left right heap"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
     f"bad {_PATTERN} {_TABLES} {_CODER}".split(),
@@ -1662,7 +1660,8 @@ def merge_word(text, n, state):
     if n <= FEW:
         return merge_few(symbols, order, n, ranks, maybe)
     left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
-    return merge_many(symbols, order, left, right, carray(pointer(state.heap), 2 * n, np.int64), n, ranks, maybe)
+    heap = carray(pointer(state.heap), 2 * n, np.int64)
+    return merge_many(symbols, order, left, right, heap, n, ranks, maybe)
 
 # %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
 COUNT_AT, MOST_IDS = 14, 0xFFFF  # where in a value the number of ids is; the greatest that fits there
