@@ -541,7 +541,7 @@ def _consumer(
     acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
     _consumer_output(o, lse, q_tiles.index(W), acc, m, l, i, place, q0 + W * 64, A)
 
-# %% ../nbs/05_flash_attention.ipynb #68487129
+# %% ../nbs/05_flash_attention.ipynb #40568f1a
 @gluon.jit
 def _producer(
     own, own_tiles, own_full, walked, tiles, barriers, at, walk, STAGES: tl.constexpr, ROWS: tl.constexpr
@@ -613,7 +613,7 @@ def _hopper_forward_kernel(
         (_producer, ((q,), (q_tiles,), q_full, (k, v), tiles, barriers, place[1:4], (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
     ], [4, 1], [240, 24])  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #f158a0ac
+# %% ../nbs/05_flash_attention.ipynb #cfa48ecd
 @gluon.jit
 def _row_numbers(
     dO, o, lse, lse2, delta, place, q0, K: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr,
@@ -666,7 +666,7 @@ def _consume_dq(
         mbarrier.arrive(k_empty.index(slot), count=1)
     return acc
 
-# %% ../nbs/05_flash_attention.ipynb #6b4b3327
+# %% ../nbs/05_flash_attention.ipynb #12bd7a7a
 @gluon.jit
 def _dq_consumer(
     W: tl.constexpr, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
@@ -801,7 +801,7 @@ def _hopper_dkv_kernel(
         (_producer, ((k, v), own, own_full, (q, do), tiles, barriers, at, (at[1] * G, G, 0, Nq // BLOCK_Q), STAGES, BLOCK_Q)),
     ], [4, 1], [240, 24])  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #f88f1ced
+# %% ../nbs/05_flash_attention.ipynb #7788b322
 class Tiles(NamedTuple):
     "How a kernel cuts its work; changes the speed, not the result."
 
@@ -971,7 +971,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #f5aceec8
+# %% ../nbs/05_flash_attention.ipynb #aada3aba
 def _key(name, tensors, causal):
     "What tuned tiles are kept by; the walk's length to the next power of 2."
     q, k = tensors[:2]
@@ -1583,7 +1583,7 @@ def plot_attention(
     fig.legend(*handles, loc="outside upper center", ncols=len(peers), frameon=False)
     return fig
 
-# %% ../nbs/05_flash_attention.ipynb #975091a5
+# %% ../nbs/05_flash_attention.ipynb #06835388
 def autotune(
     q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
     k: Tensor,  # (B, H_kv, Nk, K)
