@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['apply_temperature', 'top_k_mask', 'top_p_mask', 'draw', 'uniform', 'check_sampling', 'next_token_probs', 'sample',
-           'window_start', 'evaluating', 'device_of', 'uncached_logits', 'left_pad', 'CachedLogits', 'row_generators',
-           'special_ids', 'prompt_ids', 'decode_steps', 'start_decoding', 'generate', 'text_pieces', 'stream']
+           'window_start', 'evaluating', 'device_of', 'uncached_logits', 'left_pad', 'CachedLogits', 'StaticCache',
+           'RecordedStep', 'RecordedLogits', 'row_generators', 'special_ids', 'prompt_ids', 'decode_steps',
+           'start_decoding', 'generate', 'text_pieces', 'stream']
 
 # %% ../nbs/04_generation.ipynb #6b379375
 import math
@@ -198,8 +199,12 @@ class CachedLogits:
         newest = [
             [histories[row][-1] if row in histories else 0] for row in self.rows
         ]  # (B, 1); a finished row idles
-        logits = self.model(torch.tensor(newest, device=device_of(self.model)), cache=self.cache)[:, -1]
+        logits = self.forward(torch.tensor(newest))
         return logits[[i for i, row in enumerate(self.rows) if row in histories]]
+
+    def forward(self, newest: Tensor) -> Tensor:
+        "A step: (B, 1) ids on the CPU -> (B, V)."
+        return self.model(newest.to(device_of(self.model)), cache=self.cache)[:, -1]
 
     def prefill(self, histories: dict[int, list[int]], starts: dict[int, int]) -> Tensor:
         "Begin a new cache with the windows of the rows that are still being written."
@@ -212,6 +217,100 @@ class CachedLogits:
             len(self.rows), max_length=self.model.config.context_length, start=padding
         )
         return self.model(ids, cache=self.cache)[:, -1]
+
+# %% ../nbs/04_generation.ipynb #ab35e4b8
+class StaticCache:
+    "The cache of one step that never changes its shapes; for `model(ids, cache=...)` with one new token per row."
+
+    def __init__(
+        self,
+        cache,  # with `keys` and `values` (L, B, J, slots, K), `length`, `start`
+    ):
+        self.keys, self.values, self.length = cache.keys.clone(), cache.values.clone(), 0
+        rows, device = cache.keys.shape[1], cache.keys.device
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the slot of the new tokens
+        self.first = torch.zeros(rows, dtype=torch.int64, device=device)  # slots of padding
+        self.slots = torch.arange(cache.keys.shape[3], device=device)
+        self.load(cache)
+
+    def load(self, cache) -> None:
+        "Takes over what another cache of this size holds."
+        self.keys.copy_(cache.keys), self.values.copy_(cache.values)
+        self.at.fill_(cache.length)
+        self.first.zero_() if cache.start is None else self.first.copy_(cache.start)
+
+    def frame(self, T: int) -> tuple[Tensor, Tensor]:  # positions (B, 1); mask (B, 1, 1, slots)
+        seen = (self.slots <= self.at) & (self.slots >= self.first[:, None])
+        return (self.at - self.first)[:, None], seen[:, None, None]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # all slots
+        self.keys[layer].index_copy_(2, self.at, k)
+        self.values[layer].index_copy_(2, self.at, v)
+        return self.keys[layer], self.values[layer]
+
+# %% ../nbs/04_generation.ipynb #f1ec912f
+class RecordedStep:
+    "A decoding step of a batch: ids in, logits out; on a GPU a replayed recording."
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cache,  # filled by a prefill; its contents are copied
+        compile: bool = False,  # torch.compile the step as well: takes long to start
+    ):
+        self.cache = StaticCache(cache)
+        self.ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=cache.keys.device)
+        self.forward = torch.compile(model, dynamic=False) if compile else model
+        self.graph = None
+        if self.ids.device.type == "cuda":
+            self.record()
+            self.cache.load(cache)
+
+    def step(self) -> Tensor:  # (B, V)
+        self.cache.length = 0  # Python's own count is not used
+        logits = self.forward(self.ids, cache=self.cache)[:, -1]
+        self.cache.at += 1
+        return logits
+
+    def record(self) -> None:
+        side = torch.cuda.Stream()  # what happens once, such as loading libraries, must not be recorded
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.cache.at.zero_()
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.cache.at.zero_()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.step()
+
+    def __call__(self, ids: Tensor) -> Tensor:  # (B, 1) on the CPU -> (B, V)
+        self.ids.copy_(ids)
+        if self.graph is None:
+            return self.step()
+        self.graph.replay()
+        return self.logits
+
+# %% ../nbs/04_generation.ipynb #4dd904b9
+class RecordedLogits(CachedLogits):
+    "`CachedLogits` whose steps are recorded: one recording per number of rows, used again after each prefill."
+
+    def __init__(self, model: nn.Module, compile: bool = False):
+        super().__init__(model)
+        self.steps, self.compile = {}, compile
+
+    def prefill(self, histories: dict[int, list[int]], starts: dict[int, int]) -> Tensor:
+        logits, rows = super().prefill(histories, starts), len(self.rows)
+        if rows in self.steps:
+            self.steps[rows].cache.load(self.cache)
+        else:
+            self.steps = {rows: RecordedStep(self.model, self.cache, self.compile)}
+        return logits
+
+    def forward(self, newest: Tensor) -> Tensor:
+        self.cache.length += 1
+        return self.steps[len(self.rows)](newest)
 
 # %% ../nbs/04_generation.ipynb #30912340
 def row_generators(
@@ -279,7 +378,9 @@ def decode_steps(
     "Write all rows token by token. Warns once when a window begins to slide."
     histories = {row: list(ids) for row, ids in enumerate(prompts)}
     generators = row_generators(seed, len(prompts))
-    read = CachedLogits(model) if use_cache else partial(uncached_logits, model)
+    recordable = device_of(model).type == "cuda" and not torch.is_autocast_enabled("cuda")
+    cached = RecordedLogits if recordable and max_new_tokens > 8 else CachedLogits
+    read = cached(model) if use_cache else partial(uncached_logits, model)
     C = model.config.context_length
     warned = False
     for _ in range(max_new_tokens if prompts else 0):

@@ -293,7 +293,8 @@ class MultiHeadSelfAttention(nn.Module):
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         _check_heads(d_model, num_heads, kv_heads)
         self.d_head = d_model // num_heads
-        self.rope, self.attention = rope, attention
+        self.register_module("rope", rope)  # a None, too: torch.compile looks for it there
+        self.attention = attention
         self.q_proj = Linear(d_model, d_model)
         self.k_proj = Linear(d_model, kv_heads * self.d_head)
         self.v_proj = Linear(d_model, kv_heads * self.d_head)
