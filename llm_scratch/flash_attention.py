@@ -541,7 +541,7 @@ def _consumer(
     acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
     _consumer_output(o, lse, q_tiles.index(W), acc, m, l, i, place, q0 + W * 64, A)
 
-# %% ../nbs/05_flash_attention.ipynb #40568f1a
+# %% ../nbs/05_flash_attention.ipynb #fb68c1bf
 @gluon.jit
 def _producer(
     own, own_tiles, own_full, walked, tiles, barriers, at, walk, STAGES: tl.constexpr, ROWS: tl.constexpr
@@ -590,7 +590,8 @@ def _hopper_walk(H, Nq, Nk, BLOCK_KV: tl.constexpr, CAUSAL: tl.constexpr):
 @gluon.jit
 def _hopper_forward_kernel(
     q, k, v, o, lse, H, G, Nq, Nk, scale,  # as in `_forward_kernel`; descriptors only
-    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr, num_warps: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
 ):  # fmt: skip
     # grid (B * H * tiles,): one program owns 128 queries of one head.
     S: tl.constexpr = gl.NVMMADistributedLayout(
@@ -608,12 +609,15 @@ def _hopper_forward_kernel(
     tiles, limits = (k_tiles, v_tiles), (full, steps)
     # the last two lists: warps, and registers per thread, of the second consumer and of the producer
     gl.warp_specialize([
-        (_consumer, (0, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
-        (_consumer, (1, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
-        (_producer, ((q,), (q_tiles,), q_full, (k, v), tiles, barriers, place[1:4], (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
+        (_consumer, (0, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+                     STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
+        (_consumer, (1, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+                     STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
+        (_producer, ((q,), (q_tiles,), q_full, (k, v), tiles, barriers, place[1:4],
+                     (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
     ], [4, 1], [240, 24])  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #cfa48ecd
+# %% ../nbs/05_flash_attention.ipynb #171e1106
 @gluon.jit
 def _row_numbers(
     dO, o, lse, lse2, delta, place, q0, K: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr,
@@ -666,7 +670,7 @@ def _consume_dq(
         mbarrier.arrive(k_empty.index(slot), count=1)
     return acc
 
-# %% ../nbs/05_flash_attention.ipynb #12bd7a7a
+# %% ../nbs/05_flash_attention.ipynb #17e03c73
 @gluon.jit
 def _dq_consumer(
     W: tl.constexpr, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
@@ -699,24 +703,29 @@ def _dq_consumer(
 @gluon.jit
 def _hopper_dq_kernel(
     q, k, v, o, do, dq, lse, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dq_kernel`; descriptors, o (pointer, strides)
-    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr, num_warps: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
 ):  # fmt: skip
     # grid (B * H * tiles,): one program owns 128 queries of one head.
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
     place, full, steps = _hopper_walk(H, Nq, Nk, BLOCK_KV, CAUSAL)
-    own = (gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout), gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], do.layout))  # fmt: skip
+    q_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
+    do_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], do.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
     v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
     own_full = _barriers(2, 1)
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
-    tiles, limits = (k_tiles, v_tiles), (full, steps)
+    own, tiles, limits = (q_own, do_own), (k_tiles, v_tiles), (full, steps)
     gl.warp_specialize([
-        (_dq_consumer, (0, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
-        (_dq_consumer, (1, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale, STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
-        (_producer, ((q, do), own, own_full, (k, v), tiles, barriers, place[1:4], (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
+        (_dq_consumer, (0, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
+                        STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
+        (_dq_consumer, (1, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
+                        STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
+        (_producer, ((q, do), own, own_full, (k, v), tiles, barriers, place[1:4],
+                     (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #6bc0c031
@@ -775,11 +784,12 @@ def _dkv_consumer(
     async_store(dv, [b, h_kv, k0 + W * 64, 0], own[1].index(W))
     tma.store_wait(0)
 
-# %% ../nbs/05_flash_attention.ipynb #be67f4a3
+# %% ../nbs/05_flash_attention.ipynb #28ab6e22
 @gluon.jit
 def _hopper_dkv_kernel(
     q, k, v, do, dk, dv, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dkv_kernel`; descriptors only
-    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr, num_warps: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
 ):  # fmt: skip
     # grid (B * H_kv * tiles,): one program owns 128 keys and values of one key/value head. Not causal, whole tiles.
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
@@ -788,20 +798,24 @@ def _hopper_dkv_kernel(
     count = gl.cdiv(Nk, 128)
     head, k0 = gl.program_id(0) // count, gl.program_id(0) % count * 128
     at, sizes = (head // (H // G), head % (H // G), k0), (H, G, Nq)
-    own = (gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], k.layout), gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], v.layout))  # fmt: skip
+    k_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], k.layout)
+    v_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], v.layout)
     q_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], q.layout)
     do_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], do.layout)
     own_full = _barriers(2, 1)
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
-    tiles = (q_tiles, do_tiles)
+    own, tiles = (k_own, v_own), (q_tiles, do_tiles)
     gl.warp_specialize([
-        (_dkv_consumer, (0, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale, STAGES, BLOCK_Q, K_PAD, S, A, P)),
-        (_dkv_consumer, (1, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale, STAGES, BLOCK_Q, K_PAD, S, A, P)),
-        (_producer, ((k, v), own, own_full, (q, do), tiles, barriers, at, (at[1] * G, G, 0, Nq // BLOCK_Q), STAGES, BLOCK_Q)),
+        (_dkv_consumer, (0, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale,
+                         STAGES, BLOCK_Q, K_PAD, S, A, P)),
+        (_dkv_consumer, (1, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale,
+                         STAGES, BLOCK_Q, K_PAD, S, A, P)),
+        (_producer, ((k, v), own, own_full, (q, do), tiles, barriers, at,
+                     (at[1] * G, G, 0, Nq // BLOCK_Q), STAGES, BLOCK_Q)),
     ], [4, 1], [240, 24])  # fmt: skip
 
-# %% ../nbs/05_flash_attention.ipynb #7788b322
+# %% ../nbs/05_flash_attention.ipynb #146ba2ea
 class Tiles(NamedTuple):
     "How a kernel cuts its work; changes the speed, not the result."
 
@@ -971,7 +985,7 @@ def _argument(x, rows, K_PAD, TMA):
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
 
-# %% ../nbs/05_flash_attention.ipynb #aada3aba
+# %% ../nbs/05_flash_attention.ipynb #b4394a91
 def _key(name, tensors, causal):
     "What tuned tiles are kept by; the walk's length to the next power of 2."
     q, k = tensors[:2]
@@ -1583,7 +1597,7 @@ def plot_attention(
     fig.legend(*handles, loc="outside upper center", ncols=len(peers), frameon=False)
     return fig
 
-# %% ../nbs/05_flash_attention.ipynb #06835388
+# %% ../nbs/05_flash_attention.ipynb #600e9e8c
 def autotune(
     q: Tensor,  # (B, H, Nq, K) on a GPU, as you will call `flash_attention`
     k: Tensor,  # (B, H_kv, Nk, K)
