@@ -228,26 +228,34 @@ class Train:
 # %% ../nbs/10_cli.ipynb #b155d08c
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    "Run a study, that is several presets, and print its table; finished runs are skipped."
+    "Run studies, that is lists of presets, and print their tables; finished runs are skipped."
 
-    study: str = positional("STUDY", default="")  # name of a study; leave it out for a list
+    studies: tuple[str, ...] = positional("STUDY", default=())  # names of studies; leave them out for a list
     root: Path = Path("runs")  # each run's folder is ROOT/NAME
-    record: Path | None = None  # write results, device and versions to this JSON file as well
+    record: Path | None = (
+        None  # write results, device and versions to this JSON file; a folder for several studies
+    )
+    jobs: int = 1  # runs side by side, for a GPU that one small model cannot fill
+    texts: tuple[str, ...] = ()  # CORPUS=FILE: train on this text where a preset names that corpus
     list: bool = False  # list the studies and their presets, run nothing
 
     def run(self):
-        from llm_scratch.experiments import PRESETS, STUDIES, results_table, save_record, sweep
+        from llm_scratch.experiments import STUDIES, results_table, run_studies
 
-        if self.list or not self.study:
+        if self.list or not self.studies:
             width = max(map(len, STUDIES))
-            print("\n".join(f"{study:{width}}  {', '.join(names)}" for study, names in STUDIES.items()))
-        elif self.study not in STUDIES:
-            raise UsageError(f"no study {self.study!r}; there are: {', '.join(STUDIES)}")
-        else:
-            rows = sweep([PRESETS[name] for name in STUDIES[self.study]], self.root)
-            print(results_table(rows))
-            if self.record is not None:
-                save_record(rows, self.record, f"llm_scratch experiment {self.study}")
+            return print(
+                "\n".join(f"{study:{width}}  {', '.join(names)}" for study, names in STUDIES.items())
+            )
+        if wrong := [study for study in self.studies if study not in STUDIES]:
+            raise UsageError(f"no study {wrong[0]!r}; there are: {', '.join(STUDIES)}")
+        if wrong := [text for text in self.texts if not all(text.partition("="))]:
+            raise UsageError(f"--texts takes CORPUS=FILE, got {wrong[0]!r}")
+        texts, several = dict(text.split("=", 1) for text in self.texts), len(self.studies) > 1
+        path = lambda study: self.record / f"{study}.json" if several else self.record
+        records = {study: path(study) for study in self.studies} if self.record else {}
+        rows = run_studies(self.studies, self.root, records, self.jobs, texts)
+        print("\n\n".join(results_table(rows[study]) for study in self.studies))
 
     after_interrupt = "what was done is saved; go on with: {again}"
 

@@ -486,6 +486,22 @@ def test_experiment(cli, here, monkeypatch):
     assert Path("runs/one/metrics.jsonl").stat().st_mtime_ns == stamp
     assert cli("experiment pair --record results/pair.json")[0] == 0
     assert [row["name"] for row in experiments.load_record("results/pair.json")["rows"]] == ["one", "two"]
+    # several studies share a run; a corpus is replaced by a file
+    book = experiments.vary(
+        tiny_experiment("three"), "three", corpus="openwebtext", checkpoints=False, prompt="Once"
+    )
+    monkeypatch.setitem(experiments.PRESETS, "three", book)
+    monkeypatch.setitem(experiments.STUDIES, "other", ["one", "three"])
+    code, out, _ = cli("experiment pair other --texts openwebtext=tales.txt --record both")
+    assert code == 0 and len(table(out)) == 8
+    last = experiments.load_record("both/other.json")["rows"][1]
+    assert (
+        last["name"] == "three"
+        and last["config"]["corpus"] == "tales.txt"
+        and last["sample"].startswith("Once")
+    )
+    assert [row["name"] for row in experiments.load_record("both/pair.json")["rows"]] == ["one", "two"]
+    refused(cli("experiment pair --texts tales.txt"), "CORPUS=FILE", "tales.txt")
 
 
 def test_demo(cli, here, monkeypatch):
