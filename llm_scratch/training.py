@@ -379,7 +379,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # how many of the newest stay, beside the best
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"  # see autocast_dtype
     compile: bool | None = None  # torch.compile: slow to start, then faster; None: on CUDA
-    bf16_weights: bool | None = None  # compute with copies in bfloat16, update float32; None: on CUDA in bf16
+    bf16_weights: bool = False  # compute with copies in bfloat16, and update float32 ones
     fused_loss: bool | None = None  # loss without the logits in memory; None: on CUDA
     fused_adamw: bool | None = None  # one kernel updates all weights; None: on CUDA
     tokens_on_device: bool | None = None  # the whole corpus; None: on CUDA, if it fills at most a quarter
@@ -1461,9 +1461,7 @@ def make_fast(self: Job) -> None:
     c, device = self.config, self.device
     splits = hasattr(self.model, "hidden") and hasattr(getattr(self.model, "lm_head", None), "weight")
     self.loss_sum = self.fast_loss_sum = fused_loss if chosen(c.fused_loss, device) and splits else model_loss
-    narrow = device.type == "cuda" and self.dtype is torch.bfloat16
-    narrow = narrow if c.bf16_weights is None else c.bf16_weights
-    self.twin = Twin(self.model, torch.bfloat16) if narrow else None
+    self.twin = Twin(self.model, torch.bfloat16) if c.bf16_weights else None
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)
         self.fast_loss_sum = compiled(self.loss_sum, self.worker()[0], like, self.worker()[1])
