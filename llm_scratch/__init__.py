@@ -1,5 +1,8 @@
 """A modern large language model, built from scratch in the notebooks of llm_scratch."""
 
+import sys
+from types import ModuleType
+
 __version__ = "0.1.0"
 
 # The main names load on first use (PEP 562), so that `import llm_scratch` costs next to nothing.
@@ -11,10 +14,9 @@ _HOME = {
     "TrainConfig": "training",
     "train": "training",
     "generate": "generation",
-    "flash_attention": "flash_attention",
     "corpus": "data",
 }
-__all__ = list(_HOME)
+__all__ = list(_HOME) + ["flash_attention"]
 
 
 def __getattr__(name):
@@ -28,4 +30,20 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    @property
+    def flash_attention(self):
+        "The function, always. Importing the module of that name would put the module here."
+        from .flash_attention import flash_attention
+
+        return flash_attention
+
+    @flash_attention.setter
+    def flash_attention(self, module):
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -21,7 +21,7 @@ def readme() -> str:
         if cell.cell_type == "code":
             cell.source = DIRECTIVE.sub("", cell.source)
         cell.source = re.sub(
-            r"\]\((?=images/|\w+\.ipynb)", "](nbs/", cell.source
+            r"\]\((?=images/|(?:notes/)?\w+\.ipynb)", "](nbs/", cell.source
         )  # links, seen from the root
     notebook.metadata.setdefault("language_info", {"name": "python"})
     body, resources = MarkdownExporter().from_notebook_node(notebook)

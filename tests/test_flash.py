@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from itertools import product
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 COMMON = """
 import torch
 torch.set_num_threads(1)
-import llm_scratch.flash_attention as fa
+from importlib import import_module
+fa = import_module("llm_scratch.flash_attention")
 
 def oracle(q, k, v, causal):
     q, k, v = q.double(), k.double(), v.double()
@@ -237,7 +239,7 @@ def test_operator_in_a_compiled_graph():
 
 
 def test_refusals():
-    import llm_scratch.flash_attention as fa
+    fa = import_module("llm_scratch.flash_attention")
 
     x = torch.zeros(1, 2, 4, 16)
     for wrong in 0.0, -1.0, float("nan"), float("inf"):
@@ -297,7 +299,7 @@ GPUS = {"A100": ((8, 0), 166_912), "H200": ((9, 0), 232_448), "RTX 5090": ((12, 
 @pytest.mark.parametrize("name", GPUS)
 def test_kernels_compile_for(name, monkeypatch, tmp_path):
     needs_triton()
-    import llm_scratch.flash_attention as fa
+    fa = import_module("llm_scratch.flash_attention")
 
     if fa.interpreted():
         pytest.skip("TRITON_INTERPRET is set")
@@ -329,7 +331,7 @@ def test_producers_and_consumers_compile(name, causal, tmp_path):
     needs_triton()
     if name == "dkv" and causal:
         pytest.skip("that kernel knows no mask")
-    import llm_scratch.flash_attention as fa
+    fa = import_module("llm_scratch.flash_attention")
 
     if fa.gl is None or fa.interpreted():
         pytest.skip("no Gluon, or TRITON_INTERPRET is set")

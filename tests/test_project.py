@@ -97,6 +97,17 @@ def test_text_side_needs_no_torch(module):
 
 
 @pytest.mark.parametrize(
+    "first", ["", "import llm_scratch.flash_attention", "import llm_scratch.experiments"]
+)
+def test_flash_attention_is_the_function(first):
+    "A module of the same name must not take its place, whatever was imported before."
+    done = run_python(
+        f"{first}\nimport llm_scratch\nassert llm_scratch.flash_attention.__name__ == 'flash_attention'"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
     "module", ["data", "tokenizer", "model", "training", "generation", "flash_attention", "experiments"]
 )
 def test_every_module_imports_without_triton(module):
