@@ -383,7 +383,13 @@ class BenchAttention:
     def run(self):
         import torch
 
-        from llm_scratch import flash_attention as fa
+        from llm_scratch.flash_attention import (
+            attention_record,
+            attention_table,
+            benchmark_attention,
+            plot_attention,
+            save_attention,
+        )
 
         if wrong := [path for path in (self.record, self.plot) if path and path.is_dir()]:
             raise UsageError(f"{wrong[0]} is a folder; name a file")
@@ -393,13 +399,13 @@ class BenchAttention:
                 "there is no GPU here, and on a CPU this grid takes hours; recorded results are in data/results, "
                 "and this is small enough: --lengths 256 --tokens 256 --hidden 128"
             )
-        rows = fa.benchmark_attention(parts, self.peers or None, self.seconds)
-        print(fa.attention_table(rows))
+        rows = benchmark_attention(parts, self.peers or None, self.seconds)
+        print(attention_table(rows))
         if self.record is not None:
-            fa.save_attention(fa.attention_record(rows, f"llm_scratch {self.title} {self.grid}"), self.record)
+            save_attention(attention_record(rows, f"llm_scratch {self.title} {self.grid}"), self.record)
         if self.plot is not None:
             self.plot.parent.mkdir(parents=True, exist_ok=True)
-            fa.plot_attention(rows, rows[0]["matmul_tflops"]).savefig(self.plot)
+            plot_attention(rows, rows[0]["matmul_tflops"]).savefig(self.plot)
 
 # %% ../nbs/10_cli.ipynb #f5dcf49c
 SHAPES = {  # vocabulary, context, layers, width, heads, d_ff, batch
