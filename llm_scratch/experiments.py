@@ -174,7 +174,7 @@ def _openwebtext_presets() -> list[Experiment]:
     long = _reference_train(steps=500_000, batch_size=32, warmup=10_000, lr=5e-4)
     return [*runs, vary(runs[-2], "openwebtext-medium-500k", train=long, reported="validation loss 3.202")]
 
-# %% ../nbs/06_experiments.ipynb #bf56293d
+# %% ../nbs/06_experiments.ipynb #b64fba70
 def _laptop_presets() -> dict[str, list[Experiment]]:
     "Studies that two CPU cores finish over a coffee, on the built-in stories; each list begins with its base."
     base = Experiment(
@@ -211,8 +211,8 @@ def _laptop_presets() -> dict[str, list[Experiment]]:
         "model-size": sizes, "ablations": ablations, "optimizer": [again, *muon], "heads": [again, *heads],
     }  # fmt: skip
     iso = vary(base, "laptop-iso", batch_size=8)
-    budgets, shapes = (1e11, 3e11, 1e12), {32: 2, 64: 2, 96: 2, 128: 3}
-    study = {"laptop-isoflops": isoflop_runs(iso, budgets, shapes, 1.5e-2, (0.1, 40))}
+    budgets, shapes = (1e11, 3e11, 1e12), {8: 2, 16: 2, 32: 2, 64: 2, 96: 2, 128: 3}
+    study = {"laptop-isoflops": isoflop_runs(iso, budgets, shapes, 1.5e-2, (0.1, 200))}
     longer = vary(base, "", steps=960, warmup=48, eval_every=160, checkpoints=False)
     prompts = {"tales": "Once upon a time", "tinystories": "Once upon a time", "openwebtext": "The old man"}
     study["laptop-texts"] = [vary(longer, f"laptop-text-{c}", corpus=c, prompt=p) for c, p in prompts.items()]
@@ -250,7 +250,7 @@ def _gpu_batches(base: Experiment) -> list[Experiment]:
         for b in (1, 4, 16, 64, 256, 1024)
     ]  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #f7a1b8bd
+# %% ../nbs/06_experiments.ipynb #09a64286
 def _gpu_schedules(base: Experiment) -> list[Experiment]:
     "Cosine, and warm-up, plateau and decay, over three lengths; and a constant rate."
     runs, kinds = [], [("cosine", n) for n in (250, 1000)]
@@ -291,7 +291,7 @@ def _gpu_races(base: Experiment) -> list[Experiment]:
     change = dict(optimizer="muon", schedule="wsd", lr=4e-3, lr_min=None, steps=4000, warmup=100)
     return [theirs, vary(theirs, "gpu-muon-wsd-4k", **change)]
 
-# %% ../nbs/06_experiments.ipynb #ae2e7800
+# %% ../nbs/06_experiments.ipynb #adb62ed1
 ISO_BUDGETS = (3e13, 1e14, 3e14, 1e15)  # FLOP
 _ISO_SHAPES = {64: 2, 96: 2, 128: 3, 160: 3, 192: 4, 256: 5, 320: 5, 384: 6}  # width: layers
 
@@ -300,16 +300,16 @@ def isoflop_runs(
     base: Experiment,  # whatever is not said below
     budgets: Iterable[float],  # floating-point operations of a run
     shapes: dict[int, int],  # width -> layers
-    rate: float,  # peak learning rate at width 128; elsewhere it goes as 1/width
+    rate: float,  # peak learning rate at width 128; it goes as 1/width down to 32, and is constant below
     tokens: tuple[float, float] = (2, 100),  # a run sees between so many tokens per parameter
 ) -> list[Experiment]:
     "For each budget all models that spend it on a sensible number of tokens: more parameters, fewer tokens."
     runs = []
     for budget in budgets:
         for width, layers in shapes.items():
-            e = vary(base, "", d_model=width, num_layers=layers, num_heads=width // 32, d_ff=None)
+            e = vary(base, "", d_model=width, num_layers=layers, num_heads=max(1, width // 32), d_ff=None)
             per_step = sum(flops(e.model, e.train.batch_size, training=True).values())
-            steps, lr = round(budget / per_step), round(rate * 128 / width, 5)
+            steps, lr = round(budget / per_step), round(rate * 128 / max(width, 32), 5)
             seen = steps * e.train.batch_size * e.model.context_length / num_parameters(e.model)
             if tokens[0] <= seen <= tokens[1]:
                 every = dict(eval_every=steps, log_every=max(1, steps // 50), warmup=steps // 20, steps=steps)
@@ -317,7 +317,7 @@ def isoflop_runs(
                 runs.append(vary(e, name, lr=lr, lr_min=lr / 100, **every))
     return runs
 
-# %% ../nbs/06_experiments.ipynb #7f19e85b
+# %% ../nbs/06_experiments.ipynb #66fbca0d
 def _gpu_presets() -> dict[str, list[Experiment]]:
     "Studies of minutes on one GPU; each list begins with its base."
     base = _gpu_base()
@@ -632,7 +632,7 @@ def run_status(
     records = read_metrics(run_dir)
     return "done" if records and records[-1]["step"] == experiment.train.steps else "interrupted"
 
-# %% ../nbs/06_experiments.ipynb #af7bace9
+# %% ../nbs/06_experiments.ipynb #f22c2cb8
 def finish(
     experiment: Experiment,
     root: str | Path = "runs",  # the run's folder is root/NAME
@@ -703,7 +703,7 @@ def sweep(
     rows = {row["name"]: row for row in results(experiments, root, bars, jobs)}
     return [rows[e.name] for e in experiments]
 
-# %% ../nbs/06_experiments.ipynb #5b619fae
+# %% ../nbs/06_experiments.ipynb #12627aea
 CURVE_POINTS = 200  # most points of a recorded curve
 
 
@@ -908,7 +908,7 @@ def power_law(
     a, logk = np.polyfit(np.log(x), np.log(y), 1)
     return float(a), math.exp(logk)
 
-# %% ../nbs/06_experiments.ipynb #2f1d7e2e
+# %% ../nbs/06_experiments.ipynb #1ae418de
 def isoflop_curves(
     rows: list[dict],  # of an IsoFLOPs study; each name ends in BUDGET-WIDTH
 ) -> dict[
@@ -932,7 +932,10 @@ def isoflop_law(
 ) -> tuple[
     dict[float, float], list[tuple[float, float]]
 ]:  # budget -> best size; (a, k) of the fit, then of each draw
-    "Best sizes of the budgets that have a valley, and their power law with a parametric bootstrap."
+    """Best sizes of the budgets that have a valley, and their power law with a parametric bootstrap.
+
+    Raises `ValueError` when fewer than two budgets have a valley.
+    """
     rng = np.random.default_rng(seed)
     best, laws = {}, []
     for draw in range(draws + 1):
@@ -948,6 +951,8 @@ def isoflop_law(
             best = floors
         if len(floors) >= 2 and floors.keys() == best.keys():
             laws.append(power_law(list(floors), list(floors.values())))
+    if not laws:
+        raise ValueError(f"a power law needs the valleys of two budgets, these data show {len(best)}")
     return best, laws
 
 # %% ../nbs/06_experiments.ipynb #4900e12c
