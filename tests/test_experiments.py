@@ -150,11 +150,7 @@ def test_records_are_of_the_presets(path):
     for row in record["rows"]:
         preset = json.loads(json.dumps(experiments.asdict(PRESETS[row["name"]])))
         for part in ("model", "train"):
-            there = {
-                k: v
-                for k, v in row["config"][part].items()
-                if k in preset[part] and k not in FREE
-            }
+            there = {k: v for k, v in row["config"][part].items() if k in preset[part] and k not in FREE}
             assert there == {k: preset[part][k] for k in there}, row["name"]
         if row["status"] == "done":
             assert row["tokens"] == PRESETS[row["name"]].tokens
