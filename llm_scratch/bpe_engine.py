@@ -1857,10 +1857,14 @@ class Coder(Memory):
         self.own("ids", np.zeros(size + PAD, self.dtype))
         self.state["ids_size"], self.state["ids_used"] = size, 0
 
+    @staticmethod
+    def room(num_bytes: int) -> int:
+        "Ids that there must be room for: a text has at most one a byte, and the last are written 16 bytes at a time."
+        return num_bytes + PAD
+
     def make_buffer(self, size: int) -> None:
-        "A text of n bytes has at most n ids."
         super().make_buffer(size)
-        self.own("out", np.empty(size + PAD, self.dtype))
+        self.own("out", np.empty(self.room(size), self.dtype))
         for name in ("symbols", "order", "left", "right"):
             self.own(name, np.empty(size, np.int64))
         self.own("heap", np.empty(2 * size, np.int64))
@@ -1910,12 +1914,23 @@ def encode(self: Coder, data: bytes) -> list[int]:
 
 
 def encode_array(
-    self: Coder, data: bytes | int, file=None
-) -> np.ndarray:  # uint16, or uint32 for a large vocabulary; valid until the next call
+    self: Coder,
+    data: bytes | int,
+    file=None,
+    out: np.ndarray | None = None,  # where the ids go: of our type, with `room` for the text
+) -> np.ndarray:  # uint16, or uint32 for a large vocabulary; without `out` valid until the next call
     "Token ids of a text, or of so many bytes of a file."
     n = self.read(data, file)
-    num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
-    return self.out[:num_ids]
+    target = self.out if out is None else out
+    if len(target) < self.room(n) or target.dtype != self.dtype or not target.flags.c_contiguous:
+        wanted = f"{self.room(n)} {self.dtype}"
+        raise ValueError(f"{n} bytes need an array of {wanted}, got {len(target)} {target.dtype}")
+    self.state["out"] = target.ctypes.data
+    try:
+        num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
+    finally:
+        self.state["out"] = self.out.ctypes.data
+    return target[:num_ids]
 
 
 Coder.encode, Coder.encode_array = encode, encode_array

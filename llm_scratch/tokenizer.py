@@ -793,12 +793,17 @@ def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tupl
 
 @patch
 def _encode_range_compiled(
-    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable | None = None
 ) -> np.ndarray:
-    "The same by the engine."
+    "The same by the engine; written where `place` says, otherwise an array of its own."
 
     def encode(coder):
-        return coder.encode_array(span[1] - span[0], file).astype(dtype), coder.state["bad"][0] >= 0
+        n = span[1] - span[0]
+        if place and coder.dtype == dtype:
+            ids = coder.encode_array(n, file, place(coder.room(n)))
+        else:
+            ids = coder.encode_array(n, file).astype(dtype)
+        return ids, coder.state["bad"][0] >= 0
 
     with open(path, "rb", buffering=0) as file:
         file.seek(span[0])
@@ -810,16 +815,21 @@ def _encode_range_compiled(
 
 @patch
 def _encoded(
-    self: Tokenizer, path: str | Path, num_processes: int | None, progress: bool
+    self: Tokenizer,
+    path: str | Path,
+    num_processes: int | None,
+    progress: bool,
+    place: Callable | None = None,  # number of ids -> array for them; of use if parts are made one by one
 ) -> Iterator[np.ndarray]:
     "Token ids of a file, part after part."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew = self._coders(size)
     known = engine_pattern(self.pattern) is not None
     spans = list(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes, known))
-    encode_range = partial(
-        self._encode_range_compiled if crew else self._encode_range, path, token_dtype(self.vocab_size)
-    )
+    encode_range = partial(self._encode_range, path, token_dtype(self.vocab_size))
+    if crew:
+        place = place if num_processes == 1 else None
+        encode_range = partial(self._encode_range_compiled, path, token_dtype(self.vocab_size), place=place)
     with (
         closing(ordered_map(encode_range, spans, num_processes, crew is not None)) as results,
         tqdm(
@@ -857,15 +867,19 @@ def encode_to_array(
     progress: bool = True,  # show a bar
 ) -> np.ndarray:  # (n,) uint16 or uint32
     "Token ids of a whole file, in memory; equal to `encode` of all its text."
-    ids, n = (
-        np.empty(os.stat(path).st_size // 2 + 1, token_dtype(self.vocab_size)),
-        0,
-    )  # untouched, it costs nothing
-    with closing(self._encoded(path, num_processes, progress)) as parts:
+    dtype, n = token_dtype(self.vocab_size), 0
+    ids = np.empty(os.stat(path).st_size // 2, dtype)  # memory that is never touched costs nothing
+
+    def place(num_ids):
+        nonlocal ids
+        if n + num_ids > len(ids):
+            ids = np.concatenate((ids[:n], np.empty(n + num_ids, dtype)))
+        return ids[n:]
+
+    with closing(self._encoded(path, num_processes, progress, place)) as parts:
         for part in parts:
-            if n + len(part) > len(ids):
-                ids = np.concatenate((ids[:n], np.empty(n + len(part), ids.dtype)))
-            ids[n : n + len(part)] = part
+            if not np.may_share_memory(part, ids):  # it was written elsewhere
+                place(len(part))[: len(part)] = part
             n += len(part)
     ids.resize(n, refcheck=False)  # gives back what was not needed
     return ids

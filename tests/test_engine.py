@@ -116,7 +116,7 @@ def test_same_merges_whatever_the_pattern(path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("vocab_size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 20])
-def test_narrow_and_wide_ids(learned, vocab_size, monkeypatch):
+def test_narrow_and_wide_ids(learned, vocab_size, monkeypatch, tmp_path):
     vocab, merges = learned
     fast, plain = (
         tokenizer.Tokenizer({**vocab, vocab_size - 1: b"<|last|>"}, merges, [END, "<|last|>"])
@@ -127,6 +127,9 @@ def test_narrow_and_wide_ids(learned, vocab_size, monkeypatch):
     expected = plain.encode(text)
     monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
     assert fast.encode(text) == expected and expected[-1] == vocab_size - 1
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    ids = fast.encode_to_array(tmp_path / "text.txt", 1, progress=False)
+    assert ids.tolist() == expected and ids.dtype == (np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -249,6 +252,8 @@ def test_files_and_streams(learned, path, text, tmp_path, monkeypatch):
     for processes in (1, 3):
         assert one.encode_file(path, tmp_path / "ids.npy", processes, progress=False) == len(ids)
         assert np.load(tmp_path / "ids.npy").tolist() == ids
+        in_memory = one.encode_to_array(path, processes, progress=False)
+        assert in_memory.tolist() == ids and in_memory.flags.owndata
     assert one.encode(text) == ids  # in pieces
     for size in (*range(1, 200, 13), 5000):
         piece = text[: 50 * size]
