@@ -1,11 +1,12 @@
 # make demo: train a language model on the built-in corpus and let it tell a story
 # make test: every check there is
+# make book: the notebooks as a web site, in docs/build/html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup export readme format lint lab clean
+.PHONY: demo test setup export readme format lint lab book check-book clean
 
 setup: $(READY)
 
@@ -32,16 +33,32 @@ export: $(READY)
 	@$(BIN)/python tests/readme.py README.md
 
 format: $(READY)
-	@$(BIN)/ruff format --quiet nbs tests conftest.py setup.py
+	@$(BIN)/ruff format --quiet nbs tests docs conftest.py setup.py
 	@$(BIN)/nbdev_clean
 
 lint: $(READY)
-	@$(BIN)/ruff check --quiet nbs tests conftest.py setup.py
-	@$(BIN)/ruff format --check --quiet nbs tests conftest.py setup.py || { echo "run: make format"; exit 1; }
+	@$(BIN)/ruff check --quiet nbs tests docs conftest.py setup.py
+	@$(BIN)/ruff format --check --quiet nbs tests docs conftest.py setup.py || { echo "run: make format"; exit 1; }
 
 lab: $(READY)
 	@$(BIN)/jupyter lab nbs/index.ipynb
 
+$(VENV)/.book: $(READY)
+	@echo "Installing Sphinx into $(VENV) (a minute, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]' || \
+	  { echo "make book needs the packages of book_requirements in settings.ini, from PyPI: is there a network?"; exit 2; }
+	@touch $@
+
+# Nothing is executed: the pages show the outputs that are stored in the notebooks. Any warning is an error.
+book: $(VENV)/.book
+	@$(BIN)/python docs/prepare.py docs/build/source
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs docs/build/source docs/build/html
+	@echo "The book: docs/build/html/index.html"
+
+# Opens every page in a browser: no error, no request to another machine, no link into the void.
+check-book: book
+	@$(BIN)/python docs/check.py docs/build/html
+
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs build docs/build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -26,6 +26,6 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, f"{lib}.*"]),
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in ("dev", "bench")},
+    extras_require={extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in ("dev", "bench", "book")},
     entry_points={"console_scripts": [cfg["console_scripts"]], "nbdev": [f"{lib}={lib}._modidx:d"]},
 )
