@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 NOTES = sorted(ROOT.glob("nbs/notes/[!_.]*.ipynb"))
 
-DIRECTIVE = re.compile(r"^\s*#\s*(\||NBVAL_).*\n?", re.M)
-HIDDEN = re.compile(r"^\s*#\s*\|\s*(hide|default_exp)\b", re.M)
-EXPORTED = re.compile(r"^\s*#\s*\|\s*exports?\b", re.M)
+DIRECTIVES = re.compile(r"\A(?:\s*#\s*(?:\||NBVAL_).*(?:\n|\Z))+")  # the lines at the top of a cell
+HIDDEN = re.compile(r"#\s*\|\s*(hide|default_exp)\b")
+EXPORTED = re.compile(r"#\s*\|\s*exports?\b")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 CODE = re.compile(r"(?<![\[`\w}])`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -53,6 +53,11 @@ def title(path: Path) -> str:
 
 
 # Notebooks
+
+
+def directives(source: str) -> str:
+    "The lines at the top of a cell that speak to nbdev and nbval."
+    return match[0] if (match := DIRECTIVES.match(source)) else ""
 
 
 def image_alts(notebook) -> list[str | None]:
@@ -91,16 +96,18 @@ def prepare_notebook(notebook, home: dict[str, str]):
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
     }
-    notebook.cells = [c for c in notebook.cells if not (c.cell_type == "code" and HIDDEN.search(c.source))]
+    code = lambda cell: cell.cell_type == "code"
+    notebook.cells = [c for c in notebook.cells if not (code(c) and HIDDEN.search(directives(c.source)))]
     seen = set()
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "markdown":
             seen = set() if any(level == 2 for level, _ in headings(cell.source)) else seen
             cell.source = link_names(cell.source, home, seen)
-        elif cell.cell_type == "code":
-            cell.metadata = {"tags": ["export"]} if EXPORTED.search(cell.source) else {}
-            cell.source = DIRECTIVE.sub("", cell.source)
+        elif code(cell):
+            top = directives(cell.source)
+            cell.metadata = {"tags": ["export"]} if EXPORTED.search(top) else {}
+            cell.source = cell.source.removeprefix(top)
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     return notebook
 
