@@ -5,7 +5,8 @@ __all__ = ['SHAPES', 'LEVERS', 'BENCHMARKS', 'COMMANDS', 'positional', 'UsageErr
            'Download', 'text_file', 'existing', 'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate',
            'BenchTokenizer', 'BenchAttention', 'our_model', 'llama', 'write_record', 'training_lanes', 'BenchTraining',
            'decoding_seconds', 'peer_decoding_seconds', 'BenchGeneration', 'Bench', 'info_system', 'info_tokenizer',
-           'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'overview', 'complain', 'main', 'dispatch']
+           'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'Student', 'Progress', 'Reveal', 'overview',
+           'complain', 'main', 'dispatch']
 
 # %% ../nbs/10_cli.ipynb #352d4833
 import json
@@ -763,10 +764,83 @@ class Info:
             for part in ("train", "valid")
         }
 
-# %% ../nbs/10_cli.ipynb #19caeaa3
+# %% ../nbs/10_cli.ipynb #ef5d4c85
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    "Make a project of your own: the notebooks with every solution taken out."
+
+    out: Path = positional("OUT")  # folder to make; must not exist, or be empty
+    package: str = "my_llm"  # name of your package
+    source: Path | None = (
+        None  # a checkout of llm_scratch, for its notebooks; None: the one that is installed
+    )
+
+    def run(self):
+        from llm_scratch.student import make_student
+
+        number = make_student(self.out, self.package, self.source)
+        print(f"{self.out}: {number} exercises, all yours\nbegin with: jupyter lab {self.out}/nbs")
+
+# %% ../nbs/10_cli.ipynb #d01a2b91
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    "Show which exercises of your project are solved, by running their checks."
+
+    only: str = positional("NUMBER", default="")  # 2: one notebook; 2.3: one exercise; none: all
+    seconds: float = 60  # after which a check counts as hanging
+
+    def run(self):
+        from llm_scratch.student import progress
+
+        counts, notebook = {}, None
+        for path, exercise, result in progress(only=self.only, seconds=self.seconds):
+            if path != notebook:
+                print(path.stem, flush=True)
+                notebook = path
+            mark = {"solved": "+", "open": " ", "waits": " "}.get(result.status, "!")
+            minutes = "" if result.status == "solved" else f" ({exercise.minutes} min)"
+            print(f"  {mark} {result.number:5} {result.status:8} {exercise.title}{minutes}")
+            if result.message:
+                print(f"{'':17} {result.message}")
+            counts[result.status] = counts.get(result.status, 0) + 1
+        print(f"{counts.get('solved', 0)} of {sum(counts.values())} exercises solved")
+
+# %% ../nbs/10_cli.ipynb #df74d46c
+@dataclass(frozen=True, kw_only=True)
+class Reveal:
+    "Put the solution of one exercise into your notebook; your attempt is kept."
+
+    number: str = positional("NUMBER")  # of an exercise, such as 2.3
+    yes: bool = False  # do not ask
+
+    def run(self):
+        from llm_scratch.student import reveal
+
+        if not self.yes:
+            if not sys.stdin.isatty():
+                raise UsageError("nobody is here to be asked; to reveal without a question: --yes")
+            if input(f"Have you had the hint of {self.number}? Reveal the solution? [y/N] ").lower() != "y":
+                return print("nothing was changed")
+        kept = reveal(self.number)
+        print(f"the solution of {self.number} is in place" + (f"; your attempt: {kept}" if kept else ""))
+
+# %% ../nbs/10_cli.ipynb #9a8e98a0
 COMMANDS = {
     command_name(c): c
-    for c in (Demo, Download, TrainTokenizer, Encode, Train, Generate, Experiment, Bench, Info)
+    for c in (
+        Demo,
+        Download,
+        TrainTokenizer,
+        Encode,
+        Train,
+        Generate,
+        Experiment,
+        Bench,
+        Info,
+        Student,
+        Progress,
+        Reveal,
+    )
 }
 
 
