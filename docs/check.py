@@ -26,7 +26,9 @@ LOOK = """async () => {
   const broken = [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src);
   const refused = [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent.slice(0, 80));
   const raw = [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length;
-  return {hrefs, ids, mute, broken, refused, raw};
+  const text = [...document.querySelectorAll('.bd-article p')].map(e => e.textContent);
+  const flat = text.filter(t => /\\|[-—:]+\\||^#+ |\\*\\*\\w/.test(t)).map(t => t.slice(0, 60));
+  return {flat, hrefs, ids, mute, broken, refused, raw};
 }"""
 WIDTH = "document.scrollingElement.scrollWidth"
 
@@ -69,6 +71,7 @@ def visit(page, url: str, host: str) -> tuple[list[str], dict]:
     wrong += [f"picture without a description: {src}" for src in found["mute"]]
     wrong += [f"picture that does not load: {src}" for src in found["broken"]]
     wrong += [f"MathJax refuses {text!r}" for text in found["refused"]]
+    wrong += [f"Markdown that was not read as such: {text!r}" for text in found["flat"]]
     if found["raw"]:
         wrong.append(f"{found['raw']} formulas not set")
     for event, listener in listeners.items():

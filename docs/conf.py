@@ -36,6 +36,7 @@ html_theme_options = {
 
 nb_execution_mode = "off"  # outputs are the committed ones
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in outputs
 nb_ipywidgets_js = {}  # its default would be fetched from elsewhere
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 4
