@@ -7,7 +7,7 @@ __all__ = ['HEADING', 'SETUP', 'SKIPPED', 'COPIED', 'PYPROJECT', 'README', 'pars
            'export_package', 'make_student', 'project_folder', 'use_solutions', 'needed', 'Result', 'judge',
            'run_checks', 'check_notebook', 'notebooks', 'progress', 'reveal']
 
-# %% ../nbs/11_student.ipynb #19b67d31
+# %% ../nbs/11_student.ipynb #f8c72a05
 import ast
 import json
 import os
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from configparser import ConfigParser
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def find_exercises(cells: list) -> list[Exercise]:
     ends = [*[i for i, _ in headings], len(cells)][1:]
     return [_exercise(match, i, end, cells) for (i, match), end in zip(headings, ends, strict=True)]
 
-# %% ../nbs/11_student.ipynb #4c2ffb0c
+# %% ../nbs/11_student.ipynb #093f08a7
 def functions_in(node: ast.AST) -> list[ast.FunctionDef]:
     "The function itself, or all methods of a class."
     return (
@@ -149,7 +150,7 @@ def rename(source: str, package: str) -> str:
     "Code that imports from `package` instead of from the reference."
     return _REFERENCE.sub(package, source)
 
-# %% ../nbs/11_student.ipynb #d6672c27
+# %% ../nbs/11_student.ipynb #d9678a13
 SETUP = """#| hide
 from llm_scratch.student import use_solutions
 
@@ -200,7 +201,7 @@ def replace_definition(source: str, name: str, new: str) -> str:
     lines[span(source, name)] = new.split("\n")
     return "\n".join(lines)
 
-# %% ../nbs/11_student.ipynb #f4e5ce10
+# %% ../nbs/11_student.ipynb #483e7538
 def reference_folder(
     source: str
     | Path
@@ -248,7 +249,7 @@ def whole_folder(out: Path) -> Iterator[Path]:  # a temporary folder to fill
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/11_student.ipynb #6497c649
+# %% ../nbs/11_student.ipynb #fb84929d
 SKIPPED = ("10_cli", "11_student", "index")  # notebooks that teach nothing to solve
 COPIED = (
     "conftest.py",
@@ -290,7 +291,7 @@ def _settings(text: str, package: str) -> str:
     text = re.sub(r"(?m)^(repo|lib_name|lib_path|title|author) = .*", rf"\1 = {package}", text)
     return re.sub(r"(?m)^(console_scripts|readme_nb) = .*\n", "", text) + "readme_nb = none\n"
 
-# %% ../nbs/11_student.ipynb #3533facc
+# %% ../nbs/11_student.ipynb #2d8bbb12
 def export_package(folder: Path) -> None:
     "Writes the package from the notebooks: nbdev_export, told where."
     env = {name: value for name, value in os.environ.items() if name != "IN_TEST"}  # which forbids it
@@ -313,7 +314,7 @@ def make_student(
     with whole_folder(Path(out)) as folder:
         (folder / "nbs").mkdir()
         for name in COPIED:
-            copy = shutil.copytree if (reference / name).is_dir() else shutil.copy
+            copy = shutil.copytree if (reference / name).is_dir() else shutil.copyfile
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy(reference / name, folder / name)
         for path in sorted((reference / "nbs").glob("[0-9]*.ipynb")):
@@ -323,7 +324,7 @@ def make_student(
         export_package(folder)
     return len(solutions)
 
-# %% ../nbs/11_student.ipynb #78402c0c
+# %% ../nbs/11_student.ipynb #c532e117
 def _student_notebook(path: Path, out: Path, package: str) -> dict:
     "One notebook without its solutions, which are returned."
     import nbformat
@@ -357,7 +358,7 @@ def _write_project(reference: Path, folder: Path, package: str, solutions: dict)
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
-# %% ../nbs/11_student.ipynb #a97fbf13
+# %% ../nbs/11_student.ipynb #bb303445
 def project_folder(start: str | Path = ".") -> tuple[Path, str]:  # folder, name of its package
     "The student's project that holds a folder. `FileNotFoundError` outside of one."
     here = Path(start).resolve()
@@ -471,7 +472,7 @@ def run_checks(
         elif error:
             failed[i] = error
 
-# %% ../nbs/11_student.ipynb #339b1403
+# %% ../nbs/11_student.ipynb #1f1ba577
 def _child(path: Path, pipe, wanted: set[str]) -> None:
     "A process that runs checks; what they print is nobody's business."
     sys.stdout = sys.stderr = open(os.devnull, "w")
@@ -519,7 +520,7 @@ def check_notebook(
         results |= _attempt(Path(path).resolve(), left, seconds)
     return [results[number] for number in wanted]
 
-# %% ../nbs/11_student.ipynb #a0fc35c3
+# %% ../nbs/11_student.ipynb #ad007bf1
 def notebooks(folder: Path) -> dict[Path, list[Exercise]]:
     "The notebooks of a project and their exercises. `ValueError` for a notebook that is not in order."
     found = {}
@@ -538,7 +539,10 @@ def progress(
 ) -> Iterator[tuple[Path, Exercise, Result]]:
     "Runs the checks of a student's project, one notebook after the other."
     folder, _ = project_folder(start)
-    export_package(folder)
+    try:
+        export_package(folder)
+    except RuntimeError as error:  # a typing error, most likely: the checks will say where
+        warnings.warn(str(error), stacklevel=2)
     chosen = {}
     for path, exercises in notebooks(folder).items():
         wanted = [
@@ -552,7 +556,7 @@ def progress(
         results = check_notebook(path, seconds, only if "." in only else None)
         yield from ((path, exercise, result) for exercise, result in zip(exercises, results, strict=True))
 
-# %% ../nbs/11_student.ipynb #645930c9
+# %% ../nbs/11_student.ipynb #6c8c8a7a
 def reveal(
     number: str,  # of an exercise, such as 2.3
     start: str | Path = ".",  # a folder in the project
