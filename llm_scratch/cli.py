@@ -781,7 +781,7 @@ class Student:
         number = make_student(self.out, self.package, self.source)
         print(f"{self.out}: {number} exercises, all yours\nbegin with: jupyter lab {self.out}/nbs")
 
-# %% ../nbs/10_cli.ipynb #d01a2b91
+# %% ../nbs/10_cli.ipynb #199272c5
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     "Show which exercises of your project are solved, by running their checks."
@@ -798,9 +798,12 @@ class Progress:
                 print(path.stem, flush=True)
                 notebook = path
             mark = {"solved": "+", "open": " ", "waits": " "}.get(result.status, "!")
-            minutes = "" if result.status == "solved" else f" ({exercise.minutes} min)"
-            print(f"  {mark} {result.number:5} {result.status:8} {exercise.title}{minutes}")
-            if result.message:
+            more = "" if result.status == "solved" else f" ({exercise.minutes} min)"
+            more += f", waits {result.message}" if result.status == "waits" else ""
+            print(
+                f"  {mark} {result.number:5} {result.status.replace('waits', 'open'):8} {exercise.title}{more}"
+            )
+            if mark == "!":
                 print(f"{'':17} {result.message}")
             counts[result.status] = counts.get(result.status, 0) + 1
         print(f"{counts.get('solved', 0)} of {sum(counts.values())} exercises solved")
