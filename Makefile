@@ -43,9 +43,13 @@ lint: $(READY)
 lab: $(READY)
 	@$(BIN)/jupyter lab nbs/index.ipynb
 
-$(VENV)/.book: $(READY)
-	@echo "Installing Sphinx into $(VENV) (a minute, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]' || \
+# The book needs neither torch nor the package itself: pages are made from notebooks and from source.
+$(VENV)/.book: settings.ini constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Sphinx into $(VENV) (half a minute, once)"
+	@$(BIN)/python -c 'from configparser import ConfigParser as C; c = C(delimiters="="); \
+	  c.read("settings.ini", encoding="utf-8"); print(c["DEFAULT"]["book_requirements"])' | \
+	  xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt || \
 	  { echo "make book needs the packages of book_requirements in settings.ini, from PyPI: is there a network?"; exit 2; }
 	@touch $@
 
