@@ -148,7 +148,9 @@ class Module:
     def __init__(self, path: Path):
         self.name, source = path.stem, path.read_text(encoding="utf-8")
         self.notes, self.tree = comments(source), ast.parse(source)
-        self.notebook = ROOT / "nbs" / re.search(r"File to edit: \.\./nbs/(\S+ipynb)", source)[1]
+        if (made := re.search(r"File to edit: \.\./nbs/(\S+ipynb)", source)) is None:
+            raise ValueError(f"{path} does not say which notebook it was made from: run `make export`")
+        self.notebook = ROOT / "nbs" / made[1]
         cells = [
             (n, m[1])
             for n, line in enumerate(source.split("\n"), 1)
