@@ -1755,15 +1755,17 @@ class LivePlot:
     def __iter__(self) -> Iterator[dict]:
         from IPython.display import display
 
+        text = "Training and validation loss, gradient norm and learning rate over the steps of this run"
+        described = {"metadata": {"image/png": {"alt": text}}}
         seen, handle, drawn = [], None, -math.inf
         with closing(self.records) if hasattr(self.records, "close") else nullcontext():
             for record in self.records:
                 seen.append(record)
                 if handle is None:
-                    handle = display(plot_metrics(seen, baseline=self.baseline), display_id=True)
+                    handle = display(plot_metrics(seen, baseline=self.baseline), display_id=True, **described)
                 if time.perf_counter() - drawn > self.every:
-                    handle.update(plot_metrics(seen, baseline=self.baseline))
+                    handle.update(plot_metrics(seen, baseline=self.baseline), **described)
                     drawn = time.perf_counter()
                 yield record
             if handle:
-                handle.update(plot_metrics(seen, baseline=self.baseline))
+                handle.update(plot_metrics(seen, baseline=self.baseline), **described)
