@@ -7,7 +7,7 @@ __all__ = ['HEADING', 'SETUP', 'SKIPPED', 'COPIED', 'PYPROJECT', 'README', 'pars
            'export_package', 'make_student', 'project_folder', 'use_solutions', 'needed', 'Result', 'judge',
            'run_checks', 'check_notebook', 'notebooks', 'progress', 'reveal']
 
-# %% ../nbs/11_student.ipynb #f8c72a05
+# %% ../nbs/11_student.ipynb #c2859f07
 import ast
 import json
 import os
@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 # %% ../nbs/11_student.ipynb #5c4f5453
 def parse_cell(cell) -> ast.Module:  # empty for text, and for what is no Python (`%magic`)
@@ -201,11 +200,9 @@ def replace_definition(source: str, name: str, new: str) -> str:
     lines[span(source, name)] = new.split("\n")
     return "\n".join(lines)
 
-# %% ../nbs/11_student.ipynb #483e7538
+# %% ../nbs/11_student.ipynb #9a39232e
 def reference_folder(
-    source: str
-    | Path
-    | None = None,  # a checkout of llm_scratch; None: the one that is installed, or this folder
+    source: str | Path | None = None,  # a checkout; None: the one that is installed, or this folder
 ) -> Path:
     "The folder that holds the notebooks with the solutions. `FileNotFoundError` when there is none."
     places = [source] if source else [Path(__file__).parents[1] if "__file__" in globals() else "..", "."]
@@ -249,7 +246,7 @@ def whole_folder(out: Path) -> Iterator[Path]:  # a temporary folder to fill
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/11_student.ipynb #fb84929d
+# %% ../nbs/11_student.ipynb #fc28026d
 SKIPPED = ("10_cli", "11_student", "index")  # notebooks that teach nothing to solve
 COPIED = (
     "conftest.py",
@@ -260,6 +257,8 @@ COPIED = (
     "data/results",
     "nbs/images",
 )
+
+# %% ../nbs/11_student.ipynb #d3634911
 PYPROJECT = """
 [project]
 name = "{package}"
@@ -283,13 +282,14 @@ and the check below it says `'ok'` or what is wrong.
 To begin with a later notebook, take earlier parts from the reference in the notebook's first cell:
 `use_solutions("data", "tokenizer")`. Later notebooks import what `progress` has exported, so run it when one is done.
 `pytest --nbval nbs` runs every notebook from top to bottom; `pip install -e .` makes `import {package}` work anywhere.
+Solutions are in `.solutions.json`: a teacher may remove that file, and `reveal` has nothing to reveal.
 """
 
-
+# %% ../nbs/11_student.ipynb #f4b20cdb
 def _settings(text: str, package: str) -> str:
     "settings.ini of the reference for another package."
     text = re.sub(r"(?m)^(repo|lib_name|lib_path|title|author) = .*", rf"\1 = {package}", text)
-    return re.sub(r"(?m)^(console_scripts|readme_nb) = .*\n", "", text) + "readme_nb = none\n"
+    return re.sub(r"(?m)^console_scripts = .*\n", "", text) + "solutions = llm_scratch\n"
 
 # %% ../nbs/11_student.ipynb #2d8bbb12
 def export_package(folder: Path) -> None:
@@ -324,15 +324,13 @@ def make_student(
         export_package(folder)
     return len(solutions)
 
-# %% ../nbs/11_student.ipynb #c532e117
+# %% ../nbs/11_student.ipynb #79a82b35
 def _student_notebook(path: Path, out: Path, package: str) -> dict:
     "One notebook without its solutions, which are returned."
     import nbformat
 
     notebook = read_notebook(path)
-    notebook.cells = [
-        cell for cell in notebook.cells if "google.colab" not in cell.source
-    ]  # fetches the reference
+    notebook.cells = [c for c in notebook.cells if "google.colab" not in c.source]  # gets the reference
     try:
         solutions = student_cells(notebook.cells, package)
     except ValueError as error:
@@ -358,14 +356,14 @@ def _write_project(reference: Path, folder: Path, package: str, solutions: dict)
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
-# %% ../nbs/11_student.ipynb #bb303445
+# %% ../nbs/11_student.ipynb #ba50445c
 def project_folder(start: str | Path = ".") -> tuple[Path, str]:  # folder, name of its package
     "The student's project that holds a folder. `FileNotFoundError` outside of one."
     here = Path(start).resolve()
     for folder in (here, *here.parents):
-        if (folder / ".solutions.json").is_file():
-            settings = ConfigParser(delimiters=["="])
-            settings.read(folder / "settings.ini", encoding="utf-8")
+        settings = ConfigParser(delimiters=["="])
+        settings.read(folder / "settings.ini", encoding="utf-8")  # a file that is missing is empty
+        if settings["DEFAULT"].get("solutions") == "llm_scratch":
             return folder, settings["DEFAULT"]["lib_name"]
     raise FileNotFoundError(f"{here} is not in a student edition; make one with: llm_scratch student OUT")
 
@@ -389,21 +387,22 @@ def use_solutions(
         sys.modules[mine] = reference
         setattr(import_module(package), name, reference)
 
-# %% ../nbs/11_student.ipynb #9a70c4e0
+# %% ../nbs/11_student.ipynb #17e75e0f
 def needed(
     cells: list,
     exercises: list[Exercise],
 ) -> list[int]:  # numbers of cells, in order
     "The cells without which a check cannot run: exported, hidden, imports, and those of exercises."
     checked = [e for e in exercises if e.check]
-    parts = {i for e in checked for i in (e.check, e.call, *e.solutions.values())}
-    parts |= {i for e in checked for i in range(e.check, e.call) if not parse_cell(cells[i]).body}  # mistyped
+    calls = {e.call for e in checked}
+    inside = {i for e in checked for i in range(e.check, e.call)}
     chosen = []
     for i, cell in enumerate(cells):
-        body = parse_cell(cell).body
+        body = parse_cell(cell).body  # empty if mistyped
         directives = set(re.findall(r"(?m)^#\|\s*(\w+)", cell.source))
         imports = bool(body) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
-        wanted = i in parts or imports or directives & {"export", "hide"}
+        defines = i in inside and all(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in body)
+        wanted = i in calls or imports or defines or directives & {"export", "hide"}
         if cell.cell_type == "code" and wanted and not directives & {"gpu", "slow"}:
             chosen.append(i)
     return chosen
@@ -556,13 +555,15 @@ def progress(
         results = check_notebook(path, seconds, only if "." in only else None)
         yield from ((path, exercise, result) for exercise, result in zip(exercises, results, strict=True))
 
-# %% ../nbs/11_student.ipynb #6c8c8a7a
+# %% ../nbs/11_student.ipynb #d44e44a2
 def reveal(
     number: str,  # of an exercise, such as 2.3
     start: str | Path = ".",  # a folder in the project
 ) -> Path | None:  # where the reader's attempt was kept; None: there was none
     "Puts the solution of one exercise back into its notebook. `ValueError` when there is no such exercise."
     folder, _ = project_folder(start)
+    if not (folder / ".solutions.json").is_file():
+        raise FileNotFoundError(f"{folder} has no solutions to reveal: .solutions.json was removed")
     solutions = json.loads((folder / ".solutions.json").read_text(encoding="utf-8"))
     where = {
         e.number: (path, e) for path, exercises in notebooks(folder).items() for e in exercises if e.check

@@ -263,6 +263,10 @@ def test_an_attempt_is_judged_and_kept(edition, tmp_path):
     (kept,) = (mine / "attempts").iterdir()
     assert status == 0 and "for p in pairwise(tokens))" in kept.read_text()
     assert "1 of 1 exercises solved" in command("progress 1.5", mine)[1]
+    (mine / ".solutions.json").unlink()  # as a teacher may
+    assert "1 of 1 exercises solved" in command("progress 1.5", mine)[1]
+    status, said = command("reveal 1.6 --yes", mine)
+    assert status == 2 and "no solutions to reveal" in said
 
 
 def test_a_typing_error_costs_one_exercise(edition, tmp_path):
