@@ -7,11 +7,12 @@ a page of reference, read from its source: signatures, the comment beside each p
 import ast
 import io
 import json
+import os
 import re
 import shutil
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -25,6 +26,9 @@ HIDDEN = re.compile(r"#\s*\|\s*(hide|default_exp)\b")
 EXPORTED = re.compile(r"#\s*\|\s*exports?\b")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 CODE = re.compile(r"(?<![\[`\w}])`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)")
+NUMBERS = re.compile(
+    r"(?<!\[)\b(?:[Nn]otebooks? \d\da?\b(?:(?:,| and| or| to) \d\da?\b)*|[Nn]ote \d\b)(?!\])"
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -82,16 +86,30 @@ def link_names(source: str, home: dict[str, str], seen: set[str]) -> str:
         seen.add(target)
         return f"{{py:obj}}`{match[0].strip('`')} <{target}>`"
 
+    return each_line(source, lambda line: CODE.sub(link, line))
+
+
+def link_numbers(source: str, here: Path) -> str:
+    "`notebook 02`, `notebooks 02 and 03` and `note 1` become links to these pages."
+    place = {re.match(r"\d\da?", p.stem)[0]: p for p in NOTEBOOKS} | {p.stem[1]: p for p in NOTES}
+    to = lambda number: os.path.relpath(place[number], here.parent) if number in place else None
+    link = lambda m: f"[{m[0]}]({to(m[0])})" if to(m[0]) and place[m[0]] != here else m[0]
+    return each_line(source, lambda line: NUMBERS.sub(lambda m: re.sub(r"\d+a?", link, m[0]), line))
+
+
+def each_line(source: str, change: Callable[[str], str]) -> str:
+    "Changes the lines of Markdown that are prose."
     lines, fenced = source.split("\n"), False
     for i, line in enumerate(lines):
         fenced ^= line.startswith(("```", "~~~"))
-        if not (fenced or line.startswith(("#", "    "))):
-            lines[i] = CODE.sub(link, line)
+        if not (fenced or line.startswith(("#", "    ", "<"))):
+            lines[i] = change(line)
     return "\n".join(lines)
 
 
-def prepare_notebook(notebook, home: dict[str, str]):
-    "What a reader of the book sees: no directives, no hidden cells, no progress bars; names are links."
+def prepare_notebook(path: Path, home: dict[str, str]):
+    "What a reader of the book sees: no directives, no hidden cells, no progress bars; names and numbers are links."
+    notebook = nbformat.read(path, 4)
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -103,7 +121,7 @@ def prepare_notebook(notebook, home: dict[str, str]):
         cell.metadata = {}
         if cell.cell_type == "markdown":
             seen = set() if any(level == 2 for level, _ in headings(cell.source)) else seen
-            cell.source = link_names(cell.source, home, seen)
+            cell.source = link_numbers(link_names(cell.source, home, seen), path)
         elif code(cell):
             top = directives(cell.source)
             cell.metadata = {"tags": ["export"]} if EXPORTED.search(top) else {}
@@ -325,7 +343,7 @@ def main(out: Path) -> None:
     alts = {}
     for path in [ROOT / "nbs" / "index.ipynb", *NOTEBOOKS, *NOTES]:
         place = path.relative_to(ROOT / "nbs")
-        notebook = prepare_notebook(nbformat.read(path, 4), home)
+        notebook = prepare_notebook(path, home)
         alts[place.with_suffix("").as_posix()] = image_alts(notebook)
         if path.stem == "index":
             reference = [f"{m.name} <api/{m.name}>" for m in modules]

@@ -192,6 +192,16 @@ def test_mentions_become_links_once():
     assert linked.count("{py:obj}") == 1 and "{py:obj}`Linear <llm_scratch.model.Linear>` and" in linked
 
 
+def test_numbers_become_links():
+    here = prepare.NOTES[0]
+    linked = prepare.link_numbers(
+        "notebooks 02, 03 and 01a; note 1, note 2, [note 3](x); 04\n# notebook 02", here
+    )
+    two, three, a = (p.name for p in (prepare.NOTEBOOKS[i] for i in (3, 4, 2)))
+    first = f"notebooks [02](../{two}), [03](../{three}) and [01a](../{a}); "
+    assert linked == first + f"note 1, note [2]({prepare.NOTES[1].name}), [note 3](x); 04\n# notebook 02"
+
+
 def test_docstrings_become_markdown():
     assert prepare.paragraphs("A * B_1.\nRaises x.\ngoes on") == "A \\* B\\_1.\\\nRaises x.\\\ngoes on"
     assert prepare.paragraphs("One.\n\n    a = 1\n    b = 2") == "One.\n\n```text\n    a = 1\n    b = 2\n```"
