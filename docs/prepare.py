@@ -314,6 +314,34 @@ def module_page(module: Module) -> str:
     return "\n".join(page)
 
 
+def summary(node: ast.stmt) -> str:
+    "The first sentence of a docstring."
+    doc = ast.get_docstring(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else ""
+    return escape(re.split(r"(?<=[.:])\s", doc or "")[0].rstrip(":"))
+
+
+def overview(modules: list[Module]) -> str:
+    "What `from llm_scratch import` offers, and the modules with the notebooks that they are written in."
+    root = ast.parse((ROOT / "llm_scratch" / "__init__.py").read_text(encoding="utf-8"))
+    home = next(ast.literal_eval(n.value) for n in root.body if targets(n) == ["_HOME"])
+    home["flash_attention"] = "flash_attention"
+    found = {(m.name, name): node for m in modules for name, node in m}
+    names = [
+        f"| {{py:obj}}`{name} <llm_scratch.{module}.{name}>` | {summary(found[module, name])} |"
+        for name, module in home.items()
+    ]
+    rows = [
+        f"| [{m.name}]({m.name}.md) | [{title(m.notebook)}](../{m.notebook.name}) | {len(list(m))} |"
+        for m in modules
+    ]
+    return "\n".join([
+        "# Overview\n\n`from llm_scratch import ...` gives the main names; each is loaded when it is first used:\n",
+        "| name | what it is |\n|---|---|", *names,
+        "\nEverything else is in its module:\n",
+        "| module | written in | names |\n|---|---|---|", *rows, "",
+    ])  # fmt: skip
+
+
 # The book
 
 
@@ -346,7 +374,7 @@ def main(out: Path) -> None:
         notebook = prepare_notebook(path, home)
         alts[place.with_suffix("").as_posix()] = image_alts(notebook)
         if path.stem == "index":
-            reference = [f"{m.name} <api/{m.name}>" for m in modules]
+            reference = ["Overview <api/index>", *(f"{m.name} <api/{m.name}>" for m in modules)]
             trees = [
                 toctree("Workbook", [entry(p) for p in NOTEBOOKS]),
                 toctree("Notes", [entry(p) for p in NOTES]),
@@ -356,6 +384,7 @@ def main(out: Path) -> None:
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / place)
     (out / "alts.json").write_text(json.dumps(alts))
+    (out / "api" / "index.md").write_text(overview(modules), encoding="utf-8")
     for module in modules:
         (out / "api" / f"{module.name}.md").write_text(module_page(module), encoding="utf-8")
     shutil.copytree(ROOT / "nbs" / "images", out / "images")
