@@ -24,6 +24,7 @@ NOTES = sorted(ROOT.glob("nbs/notes/[!_.]*.ipynb"))
 DIRECTIVES = re.compile(r"\A(?:\s*#\s*(?:\||NBVAL_).*(?:\n|\Z))+")  # the lines at the top of a cell
 HIDDEN = re.compile(r"#\s*\|\s*(hide|default_exp)\b")
 EXPORTED = re.compile(r"#\s*\|\s*exports?\b")
+MUTE = re.compile(r"#\s*\|\s*echo:\s*false\b")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 CODE = re.compile(r"(?<![\[`\w}])`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)")
 NUMBERS = re.compile(
@@ -124,7 +125,8 @@ def prepare_notebook(path: Path, home: dict[str, str]):
             cell.source = link_numbers(link_names(cell.source, home, seen), path)
         elif code(cell):
             top = directives(cell.source)
-            cell.metadata = {"tags": ["export"]} if EXPORTED.search(top) else {}
+            tags = {"export": EXPORTED, "remove-input": MUTE}
+            cell.metadata = {"tags": [tag for tag, directive in tags.items() if directive.search(top)]}
             cell.source = cell.source.removeprefix(top)
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     return notebook
