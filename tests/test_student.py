@@ -190,6 +190,7 @@ def test_no_solution_is_left(edition):
         first = min((e.heading for e in student.find_exercises(cells)), default=len(cells))
         assert not any(cell.get("outputs") for cell in cells[first:])
         text += "\n".join(cell.source for cell in cells)
+    assert not re.search(r"(from|import) llm_scratch\b(?!\.(student|cli))", text), "the reference is imported"
     assert len(solutions) >= 30
     for number, parts in solutions.items():
         for solution in parts.values():
