@@ -456,7 +456,8 @@ LEVERS = {  # name in the table -> what differs from our best
     "ours without the fused loss": {"fused_loss": False},
     "ours without the fused AdamW": {"fused_adamw": False},
     "ours with tokens on the host": {"tokens_on_device": False},
-    "ours with bfloat16 copies": {"bf16_weights": True},
+    "ours with weights in float32": {"bf16_weights": False},
+    "ours without a recording": {"recording": False},
     "ours with torch's attention": {},
 }
 

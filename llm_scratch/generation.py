@@ -200,7 +200,8 @@ class CachedLogits:
             [histories[row][-1] if row in histories else 0] for row in self.rows
         ]  # (B, 1); a finished row idles
         logits = self.forward(torch.tensor(newest))
-        return logits[[i for i, row in enumerate(self.rows) if row in histories]]
+        here = [i for i, row in enumerate(self.rows) if row in histories]
+        return logits if len(here) == len(self.rows) else logits[here]
 
     def forward(self, newest: Tensor) -> Tensor:
         "A step: (B, 1) ids on the CPU -> (B, V)."
@@ -226,7 +227,8 @@ class StaticCache:
         self,
         cache,  # with `keys` and `values` (L, B, J, slots, K), `length`, `start`
     ):
-        self.keys, self.values, self.length = cache.keys.clone(), cache.values.clone(), 0
+        self.keys, self.values = [k.clone() for k in cache.keys], [v.clone() for v in cache.values]
+        self.length = 0  # Python's own count is not used
         rows, device = cache.keys.shape[1], cache.keys.device
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the slot of the new tokens
         self.first = torch.zeros(rows, dtype=torch.int64, device=device)  # slots of padding
@@ -235,7 +237,8 @@ class StaticCache:
 
     def load(self, cache) -> None:
         "Takes over what another cache of this size holds."
-        self.keys.copy_(cache.keys), self.values.copy_(cache.values)
+        for mine, theirs in ((self.keys, cache.keys), (self.values, cache.values)):
+            torch._foreach_copy_(mine, list(theirs))
         self.at.fill_(cache.length)
         self.first.zero_() if cache.start is None else self.first.copy_(cache.start)
 
@@ -267,7 +270,7 @@ class RecordedStep:
             self.cache.load(cache)
 
     def step(self) -> Tensor:  # (B, V)
-        self.cache.length = 0  # Python's own count is not used
+        self.cache.length = 0
         logits = self.forward(self.ids, cache=self.cache)[:, -1]
         self.cache.at += 1
         return logits

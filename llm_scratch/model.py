@@ -213,8 +213,10 @@ class RotaryPositionalEmbedding(nn.Module):
         cos, sin = self.cos[where], self.sin[where]  # (..., T, K/2)
         if cos.ndim == 3 and x.ndim == 4:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, K/2): one row of positions for all heads
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)  # (..., T, K/2, 2)
+        pairs = x.unflatten(-1, (-1, 2))  # (..., T, K/2, 2): a, b
+        turned = pairs * cos[..., None] + pairs.flip(-1) * torch.stack(
+            (-sin, sin), -1
+        )  # a cos - b sin, b cos + a sin
         return turned.flatten(-2).to(x.dtype)
 
 # %% ../nbs/02_model.ipynb #7d8f8acd
@@ -527,8 +529,8 @@ def _check_ids(
         raise ValueError(
             f"{ids.shape[1]} tokens exceed context_length={config.context_length}: pass only the last ones"
         )
-    if cache is not None and cache.keys.shape[1] != ids.shape[0]:
-        raise ValueError(f"the cache was made for {cache.keys.shape[1]} rows, ids have {ids.shape[0]}")
+    if cache is not None and len(cache.keys[0]) != ids.shape[0]:
+        raise ValueError(f"the cache was made for {len(cache.keys[0])} rows, ids have {ids.shape[0]}")
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = ids.aminmax()
         if low < 0 or high >= config.vocab_size:
@@ -561,6 +563,11 @@ class TransformerLM(nn.Module):
             shared = self.lm_head if c.tied_init == "linear" else self.token_embeddings
             self.lm_head.weight = self.token_embeddings.weight = shared.weight
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        "Precision of what flows from block to block: that of the matrices, also when the embedding table has more."
+        return self.lm_head.weight.dtype
+
     def hidden(
         self,
         ids: Tensor,  # (B, T) int64, each in [0, V)
@@ -569,7 +576,7 @@ class TransformerLM(nn.Module):
         "What `lm_head` turns into logits; for a loss that never holds them all. Raises what `forward` raises."
         _check_ids(ids, self.config, cache)
         positions, mask = (None, None) if cache is None else cache.frame(ids.shape[1])
-        x = self.token_embeddings(ids)  # (B, T, D)
+        x = self.token_embeddings(ids).to(self.stream_dtype)  # (B, T, D)
         for i, layer in enumerate(self.layers):
             x = layer(x, positions, mask, None if cache is None else partial(cache.append, i))
         if cache is not None:
@@ -662,16 +669,16 @@ def activation_bytes(
     N, L, D, H, J = batch_size * T, c.num_layers, c.d_model, c.num_heads, c.kv_heads
     norms = {"pre": 2 * L + 1, "post": 2 * L, "none": 0}[c.norm]
     qk_norm = N * (H + J) * (2 * c.d_head + 1) if c.qk_norm else 0  # input, scaled input, 1/RMS
-    heads = (
-        3 * D if fused else 2 * D
-    )  # queries and the result, which a fused function keeps in its own layout too
+    turns = 2 * T * c.d_head if c.position == "rope" else 0  # signed sines, for queries and for keys
     scores = (
         N * H if fused else 2 * N * H * (T + 1)
     )  # log-sum-exp; else two tables, the sums and their inverses
     return {
         "stream": 4
         * ((2 * L + 1) * N * D + norms * N * (2 * D + 1)),  # inputs of the matrices; inside the norms
-        "attention": 4 * L * (N * (heads + 2 * J * c.d_head) + qk_norm),  # and keys, values
+        "attention": 4
+        * L
+        * (N * (2 * D + 2 * J * c.d_head) + qk_norm + turns),  # queries, results; keys, values
         "scores": 4 * L * scores + (0 if fused else L * T * T),  # and the mask, a byte per entry
         "feed_forward": 4 * L * N * c.d_hidden * (5 if c.ffn == "swiglu" else 3),
         "loss": 4 * N * c.vocab_size,

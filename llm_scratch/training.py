@@ -2,17 +2,18 @@
 
 # %% auto #0
 __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity', 'SGD', 'adamw_update', 'AdamW',
-           'parameter_groups', 'cosine_lr', 'wsd_lr', 'clip_gradients', 'check_ids', 'get_batch', 'to_device',
-           'on_device', 'refuse_impossible', 'TrainConfig', 'choose_device', 'cpu_multiplies_bf16', 'autocast_dtype',
-           'model_loss', 'train_step', 'windows', 'vocab_size_of', 'evaluate', 'TrainingError', 'CheckpointError',
-           'ConfigMismatch', 'flush_to_disk', 'replacing_folder', 'unwrap', 'weights', 'parameter_names',
-           'pack_optimizer', 'unpack_optimizer', 'digests', 'config_of', 'require_same', 'save_checkpoint',
-           'read_state', 'load_checkpoint', 'checkpoints', 'read_metrics', 'find_checkpoint', 'claim_folder',
-           'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter', 'compiled',
-           'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton', 'loss_and_gradient_',
-           'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy', 'fused_loss',
-           'address_table', 'FusedUpdate', 'Twin', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train',
-           'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'parameter_groups', 'cosine_lr', 'wsd_lr', 'clip_gradients', 'gradient_norm', 'check_ids', 'get_batch',
+           'to_device', 'on_device', 'refuse_impossible', 'TrainConfig', 'choose_device', 'cpu_multiplies_bf16',
+           'autocast_dtype', 'model_loss', 'gradients', 'update', 'train_step', 'windows', 'vocab_size_of', 'evaluate',
+           'TrainingError', 'CheckpointError', 'ConfigMismatch', 'flush_to_disk', 'replacing_folder', 'unwrap',
+           'weights', 'parameter_names', 'pack_optimizer', 'unpack_optimizer', 'digests', 'config_of', 'require_same',
+           'save_checkpoint', 'read_state', 'load_checkpoint', 'checkpoints', 'read_metrics', 'find_checkpoint',
+           'claim_folder', 'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter',
+           'compiled', 'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton',
+           'loss_and_gradient_', 'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy',
+           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'Recording', 'make_adamw', 'random_state',
+           'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve',
+           'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -33,6 +34,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +175,7 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError(f"betas must lie in [0, 1), got {betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.update = FusedUpdate() if fused else adamw_update
+        self.clips = fused  # see `FusedUpdate`
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -247,10 +250,21 @@ def clip_gradients(
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    norm = gradient_norm(grads)
     if max_norm is not None:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def gradient_norm(grads: list[Tensor]) -> Tensor:  # scalar
+    "Length of all together, summed in float32 at least."
+    kinds = {
+        g.dtype: torch.promote_types(g.dtype, torch.float32) for g in grads
+    }  # a list of one kind is faster
+    norms = [
+        torch._foreach_norm([g for g in grads if g.dtype is kind], 2, wide) for kind, wide in kinds.items()
+    ]
+    return torch.stack(sum(norms, ())).norm()
 
 # %% ../nbs/03_training.ipynb #6b88e92a
 def check_ids(
@@ -379,7 +393,8 @@ class TrainConfig:
     keep_checkpoints: int = 2  # how many of the newest stay, beside the best
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"  # see autocast_dtype
     compile: bool | None = None  # torch.compile: slow to start, then faster; None: on CUDA
-    bf16_weights: bool = False  # compute with copies in bfloat16, and update float32 ones
+    bf16_weights: bool | None = None  # compute with copies in bfloat16, update float32 ones; None: on CUDA
+    recording: bool | None = None  # forward and backward pass as one CUDA graph; None: on CUDA
     fused_loss: bool | None = None  # loss without the logits in memory; None: on CUDA
     fused_adamw: bool | None = None  # one kernel updates all weights; None: on CUDA
     tokens_on_device: bool | None = None  # the whole corpus; None: on CUDA, if it fills at most a quarter
@@ -452,7 +467,7 @@ def autocast_dtype(
         raise ValueError(f"precision 'fp16' needs a CUDA device, this is {device.type!r}: use bf16 or fp32")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
-# %% ../nbs/03_training.ipynb #1078d6ba
+# %% ../nbs/03_training.ipynb #4dfa50a4
 def model_loss(
     model: Callable,  # (B, T) ids -> (B, T, V) logits
     inputs: Tensor,  # (B, T) int64
@@ -462,41 +477,64 @@ def model_loss(
     return cross_entropy(model(inputs), targets, "sum")
 
 
-def train_step(
+def gradients(
     model: Callable,  # (B, T) ids -> (B, T, V) logits
-    optimizer: torch.optim.Optimizer,
     inputs: Tensor,  # (B, T) int64
     targets: Tensor,  # (B, T) int64
-    lr: float,  # learning rate of this step; a group's "lr_scale" multiplies it
-    clip: float | None = None,  # longest gradient
     accumulation: int = 1,  # parts of the batch, one after the other
     dtype: torch.dtype | None = None,  # of matrix products; None: float32
     scaler: torch.amp.GradScaler | None = None,  # for float16
     loss_sum: Callable = model_loss,  # (model, inputs, targets) -> sum of the losses
-    twin: "Twin | None" = None,  # a copy in fewer bits that computes in the model's place
-) -> tuple[Tensor, Tensor]:  # mean loss [nats/token] and norm of the gradient, both still on the device
-    "Forward, backward, clip, update. Nothing here waits for the device (float16's scaler excepted)."
-    scaler = scaler or torch.amp.GradScaler(inputs.device.type, enabled=False)
+    after_part: Callable = lambda: None,  # called when a part has its gradients
+) -> Tensor:  # mean loss [nats/token], still on the device
+    "Forward and backward: adds the gradient of the mean loss to that of the parameters."
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(accumulation), targets.chunk(accumulation), strict=True):
         with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
-            loss = loss_sum(twin.model if twin else model, x, y) / targets.numel()
-        scaler.scale(loss).backward()
-        if twin:
-            twin.hand_over_gradients()
+            loss = loss_sum(model, x, y) / targets.numel()
+        (scaler.scale(loss) if scaler else loss).backward()
+        after_part()
         total += loss.detach()
+    return total
+
+# %% ../nbs/03_training.ipynb #0a9866b6
+def update(
+    optimizer: torch.optim.Optimizer,
+    lr: float,  # learning rate of this step; a group's "lr_scale" multiplies it
+    clip: float | None = None,  # longest gradient
+    scaler: torch.amp.GradScaler | None = None,  # for float16
+) -> Tensor:  # norm of the gradient, still on the device
+    "Clip, then step."
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     scaler.unscale_(optimizer)
-    norm = clip_gradients((p for group in optimizer.param_groups for p in group["params"]), clip)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    clips = getattr(optimizer, "clips", False)  # some can shorten gradients on their way
+    norm = clip_gradients(params, None if clips else clip)
+    if clips:
+        optimizer.shorten(norm, clip)
     if scaler.is_enabled():  # overflows in float16 are expected: the scaler skips such a step
         norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     scaler.step(optimizer)
     scaler.update()
-    if twin:
-        twin.take_over_weights()
+    return norm
+
+
+def train_step(
+    model: Callable,  # (B, T) ids -> (B, T, V) logits
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,  # (B, T) int64
+    targets: Tensor,  # (B, T) int64
+    lr: float,  # learning rate of this step
+    clip: float | None = None,  # longest gradient
+    **options,  # of `gradients`
+) -> tuple[Tensor, Tensor]:  # mean loss [nats/token] and norm of the gradient, both still on the device
+    "Forward, backward, clip, update. Nothing here waits for the device (float16's scaler excepted)."
+    loss = gradients(model, inputs, targets, **options)
+    norm = update(optimizer, lr, clip, options.get("scaler"))
     optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return loss, norm
 
 # %% ../nbs/03_training.ipynb #abf65d69
 def windows(
@@ -822,6 +860,7 @@ FREE = {
     "keep_checkpoints",
     "compile",
     "bf16_weights",
+    "recording",
     "fused_loss",
     "fused_adamw",
     "tokens_on_device",
@@ -1197,7 +1236,7 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype is total.dtype:
         total.addmm_(a, b)
     elif a.device.type == "cuda":
-        total += torch.mm(a, b, out_dtype=total.dtype)
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b
 
@@ -1256,7 +1295,7 @@ def linear_cross_entropy(
     hidden: Tensor,  # (..., D)
     weight: Tensor,  # (V, D) of the output layer
     targets: Tensor,  # (...) int64, the token that came
-    chunk: int | None = None,  # positions at a time; None: 2²⁷ logits
+    chunk: int | None = None,  # positions at a time; None: about 2²⁷ logits
 ) -> Tensor:  # scalar, float32: the sum of the losses
     """`cross_entropy(hidden @ weight.T, targets, "sum")` that holds the logits of one chunk only.
 
@@ -1270,8 +1309,9 @@ def linear_cross_entropy(
     check_targets(targets, len(weight))
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    chunk = chunk or max(256, (1 << 27) // len(weight) // 256 * 256)
     flat = hidden.flatten(0, -2).to(dtype)
+    parts = math.ceil(len(flat) * len(weight) / 2**27)
+    chunk = chunk or 256 * math.ceil(len(flat) / parts / 256)
     return linear_loss(flat, weight, targets.flatten(), chunk, torch.is_grad_enabled())[0]
 
 
@@ -1288,9 +1328,10 @@ def fused_loss(
 def _adamw_kernel(
     addresses,
     grads,
-    blocks,  # (3, n) int64 of weight, mean, square; (n,) int64; (programs, 2) int64
+    blocks,  # (4, n) int64 of weight, mean, square, copy or 0; (n,) int64; (programs, 2) int64
     sizes,
     n,  # (n,) int64 elements of each tensor; number of tensors
+    factor,  # (1,) float32: the gradients' factor
     shrink,
     rate,
     root,  # 1 - lr * decay, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
@@ -1298,95 +1339,208 @@ def _adamw_kernel(
     beta2,
     new2,
     eps,  # 1 - beta1, beta2, 1 - beta2
+    GRAD: tl.constexpr,  # element type of the gradients
     BLOCK: tl.constexpr,  # elements per program
 ):
     # grid (programs,): each updates one block of one tensor, which `blocks` names.
     which = tl.load(blocks + 2 * tl.program_id(0))
     i = tl.load(blocks + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    inside = i < tl.load(sizes + which)
-    p = tl.load(addresses + which).to(tl.pointer_type(tl.float32)) + i
-    m = tl.load(addresses + n + which).to(tl.pointer_type(tl.float32)) + i
-    v = tl.load(addresses + 2 * n + which).to(tl.pointer_type(tl.float32)) + i
-    g = tl.load(tl.load(grads + which).to(tl.pointer_type(tl.float32)) + i, mask=inside, other=0.0)
+    inside = tl.max_constancy(i < tl.load(sizes + which), 8)
+    p = tl.multiple_of(tl.load(addresses + which).to(tl.pointer_type(tl.float32)), 16) + i
+    m = tl.multiple_of(tl.load(addresses + n + which).to(tl.pointer_type(tl.float32)), 16) + i
+    v = tl.multiple_of(tl.load(addresses + 2 * n + which).to(tl.pointer_type(tl.float32)), 16) + i
+    g = tl.multiple_of(tl.load(grads + which).to(tl.pointer_type(GRAD)), 16) + i
+    grad = tl.load(g, mask=inside, other=0.0).to(tl.float32) * tl.load(factor)
     mean, square = tl.load(m, mask=inside, other=0.0), tl.load(v, mask=inside, other=0.0)
-    mean += new1 * (g - mean)
-    square = beta2 * square + new2 * g * g
+    mean += new1 * (grad - mean)
+    square = beta2 * square + new2 * grad * grad
     w = tl.load(p, mask=inside, other=0.0) * shrink - rate * mean / (tl.sqrt(square) * root + eps)
     tl.store(p, w, mask=inside)
     tl.store(m, mean, mask=inside)
     tl.store(v, square, mask=inside)
+    copy = tl.load(addresses + 3 * n + which)
+    if copy != 0:
+        tl.store(
+            tl.multiple_of(copy.to(tl.pointer_type(tl.bfloat16)), 16) + i, w.to(tl.bfloat16), mask=inside
+        )
 
-# %% ../nbs/03_training.ipynb #216b4f5c
+# %% ../nbs/03_training.ipynb #b6491ed1
 def address_table(
-    params: list[Tensor],
-    states: list[dict],
+    rows: list[list[Tensor | None]],  # lists of n tensors; those of a column are equally long
     block: int,  # elements per program
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # (3, n) addresses of weight, mean and square; (programs, 2) blocks; (n,) sizes
+) -> tuple[Tensor, Tensor, Tensor]:  # (rows, n) addresses, 0 for None; (programs, 2) blocks; (n,) sizes
     "Where everything is that does not move from step to step."
-    rows = [params, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
-    sizes = torch.tensor([p.numel() for p in params])
+    sizes = torch.tensor([t.numel() for t in rows[0]])
     pieces = (sizes + block - 1) // block
-    tensor = torch.arange(len(params)).repeat_interleave(pieces)
+    tensor = torch.arange(len(sizes)).repeat_interleave(pieces)
     first = (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     blocks = torch.stack([tensor, torch.arange(len(tensor)) - first], 1)
-    return tuple(
-        to_device(t, params[0].device)
-        for t in (torch.tensor([[t.data_ptr() for t in row] for row in rows]), blocks, sizes)
-    )
+    addresses = torch.tensor([[0 if t is None else t.data_ptr() for t in row] for row in rows])
+    return tuple(to_device(t, rows[0][0].device) for t in (addresses, blocks, sizes))
 
 
 class FusedUpdate:
-    "`adamw_update` in one launch. What it cannot take, other dtypes or layouts or devices, goes the slow way."
+    """`adamw_update` in one launch, clipping on the way, from gradients in float32 or bfloat16.
 
-    def __init__(self, block: int = 2048):
+    Tensors that it cannot take, of other dtypes or layouts or devices, go the slow way.
+    """
+
+    def __init__(self, block: int = 1024):
         self.block, self.tables = block, {}
+        self.factor: Tensor | None = None  # (1,) float32, what multiplies gradients
+        self.copies: dict[int, Tensor] = {}  # id of a weight -> its copy in bfloat16, kept up to date
+
+    def takes(self, p: Tensor) -> bool:
+        aligned = (
+            all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (p, p.grad)) and p.numel() % 8 == 0
+        )
+        known = p.dtype is torch.float32 and p.grad.dtype in (torch.float32, torch.bfloat16)
+        return aligned and known and can_run_triton(p)
 
     def __call__(self, params: list[Tensor], states: list[dict], group: dict) -> None:
-        steps = {s.get("step") for s in states}
-        plain = all(t.dtype is torch.float32 and t.is_contiguous() for p in params for t in (p, p.grad))
-        if None in steps or len(steps) > 1 or not plain or not can_run_triton(params[0]):
-            return adamw_update(params, states, group)
-        addresses, blocks, sizes = self.table(params, states)
-        grads = to_device(torch.tensor([p.grad.data_ptr() for p in params]), params[0].device)
-        step, lr, (beta1, beta2) = steps.pop() + 1, group["lr"], group["betas"]
-        for state in states:
-            state["step"] = step
-        rates = 1 - lr * group["weight_decay"], lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-        numbers = *rates, 1 - beta1, beta2, 1 - beta2, group["eps"]
-        _adamw_kernel[(len(blocks),)](
-            addresses, grads, blocks, sizes, len(params), *numbers, BLOCK=self.block
-        )
+        launches, rest = {}, []
+        for p, state in zip(params, states, strict=True):
+            if not self.takes(p):
+                rest.append((p, state))
+                continue
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            launches.setdefault((p.grad.dtype, state["step"] + 1), []).append((p, state))
+        for (dtype, step), pairs in launches.items():
+            self.launch(*zip(*pairs, strict=True), dtype, step, group)
+        if rest:
+            self.slowly(*zip(*rest, strict=True), group)
 
-    def table(self, params: list[Tensor], states: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
-        "`address_table`, made anew only when something has moved."
-        places = [t.data_ptr() for p, s in zip(params, states, strict=True) for t in (p, s["exp_avg"])]
-        known, table = self.tables.get(id(params[0]), (None, None))
-        if known != places:
-            table = address_table(params, states, self.block)
-            self.tables[id(params[0])] = places, table
-        return table
+    def slowly(self, params: list[Tensor], states: list[dict], group: dict) -> None:
+        for p in params:
+            p.grad = p.grad.to(p.dtype) * (1 if self.factor is None else self.factor.to(p.dtype))
+        adamw_update(params, states, group)
+        for p in params:
+            if id(p) in self.copies:
+                self.copies[id(p)].copy_(p)
 
-# %% ../nbs/03_training.ipynb #e2455d1c
+# %% ../nbs/03_training.ipynb #00ced11a
+@patch
+def launch(
+    self: FusedUpdate, params: list[Tensor], states: list[dict], dtype: torch.dtype, step: int, group: dict
+) -> None:
+    "One step for tensors that are alike."
+    device, lr, (beta1, beta2) = params[0].device, group["lr"], group["betas"]
+    for state in states:
+        state["step"] = step
+    addresses, blocks, sizes = self.table(params, states)
+    grads = to_device(torch.tensor([p.grad.data_ptr() for p in params]), device)
+    factor = torch.ones(1, device=device) if self.factor is None else self.factor
+    rates = 1 - lr * group["weight_decay"], lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    numbers = factor, *rates, 1 - beta1, beta2, 1 - beta2, group["eps"]
+    kind = tl.bfloat16 if dtype is torch.bfloat16 else tl.float32
+    _adamw_kernel[(len(blocks),)](
+        addresses, grads, blocks, sizes, len(params), *numbers, GRAD=kind, BLOCK=self.block
+    )
+
+
+@patch
+def table(self: FusedUpdate, params: list[Tensor], states: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
+    "`address_table`, made anew only when something has moved."
+    rows = [params, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+    rows.append([self.copies.get(id(p)) for p in params])
+    places = [t.data_ptr() for row in rows[:2] for t in row]
+    known, table = self.tables.get(id(params[0]), (None, None))
+    if known != places:
+        table = address_table(rows, self.block)
+        self.tables[id(params[0])] = places, table
+    return table
+
+
+@patch
+def shorten(
+    self: AdamW,
+    norm: Tensor,  # scalar, of the gradient
+    max_norm: float | None,  # None: as it is
+) -> None:
+    "`clip_gradients` when the norm is known, and as part of the next update."
+    factor = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    self.update.factor = None if factor is None else factor.float().view(1)
+
+# %% ../nbs/03_training.ipynb #1bf31d23
 class Twin:
-    "A copy of a model in fewer bits, for forward and backward passes."
+    "A copy of a model with matrices in fewer bits, for forward and backward passes."
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
-        self.model = copy.deepcopy(model).to(dtype)
-        self.masters, self.copies = list(model.parameters()), list(self.model.parameters())
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        optimizer: torch.optim.Optimizer | None = None,  # of the model's parameters
+        sums: bool = False,  # gradients of several passes will be added up
+    ):
+        users = {id(p): set() for p in model.parameters()}
+        for module in model.modules():
+            for p in module.parameters(recurse=False):
+                users[id(p)].add(type(module).__name__)
+        shares = lambda p: hasattr(model, "stream_dtype") and (p.ndim < 2 or users[id(p)] == {"Embedding"})
+        masters = [p for p in model.parameters() if not shares(p)]
+        copies = [nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in masters]
+        memo = {id(p): p for p in model.parameters()} | {
+            id(p): c for p, c in zip(masters, copies, strict=True)
+        }
+        self.model, self.masters, self.copies = copy.deepcopy(model, memo), masters, copies
+        fused = isinstance(getattr(optimizer, "update", None), FusedUpdate)
+        self.update = optimizer.update if fused else None
+        self.narrow = fused and not sums and hasattr(torch.Tensor, "grad_dtype")  # torch 2.10
+        if fused:
+            self.update.copies = {id(p): c for p, c in zip(masters, copies, strict=True)}
+        if self.narrow:
+            for p in masters:
+                p.grad_dtype = None  # any
 
     @torch.no_grad()
     def hand_over_gradients(self) -> None:
-        "Adds the copy's gradients to the masters', in their precision."
-        pairs = [(p, c) for p, c in zip(self.masters, self.copies, strict=True) if c.grad is not None]
-        for p, c in pairs:
-            p.grad = c.grad.to(p.dtype) if p.grad is None else p.grad + c.grad
-            c.grad = None
+        "Gives the copies' gradients to the masters, in their precision unless the update takes them as they are."
+        for p, c in zip(self.masters, self.copies, strict=True):
+            if c.grad is not None:
+                grad, c.grad = c.grad if self.narrow else c.grad.to(p.dtype), None
+                p.grad = grad if p.grad is None else p.grad + grad
+
+    def follow(self) -> None:
+        "After an update: brings the copies up to date, if it has not done that itself."
+        if self.update is None:
+            self.take_over_weights()
 
     @torch.no_grad()
     def take_over_weights(self) -> None:
         torch._foreach_copy_(self.copies, self.masters)
+
+# %% ../nbs/03_training.ipynb #6e92dae1
+class Recording:
+    "Calls a function of a step's inputs and targets; on a GPU, from the third call on, as one replay."
+
+    def __init__(
+        self,
+        function: Callable,  # (inputs, targets) -> scalar; its other results stay where they are: gradients
+        forget: Callable = lambda: None,  # undoes what a failed recording left of them
+    ):
+        self.function, self.forget, self.calls, self.graph = function, forget, 0, None
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3 and inputs.device.type == "cuda":  # the first two compile and load what they need
+            self.record(inputs, targets)
+        if self.graph is None:
+            return self.function(inputs, targets)
+        self.inputs.copy_(inputs), self.targets.copy_(targets)
+        self.graph.replay()
+        return self.result.clone()
+
+    def record(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs, self.targets, graph = inputs.clone(), targets.clone(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.result = self.function(self.inputs, self.targets)
+            self.graph = graph
+        except RuntimeError as error:
+            self.forget()
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"a step cannot be recorded here ({reason}): training without it", stacklevel=3)
 
 # %% ../nbs/03_training.ipynb #442220b2
 def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -1448,23 +1602,27 @@ class Job:
         self.meter = Meter(self.device)
         self.make_fast()
 
-# %% ../nbs/03_training.ipynb #e1ba3807
-@patch
-def worker(self: Job) -> tuple[nn.Module, torch.dtype | None]:
-    "What computes a step's losses and gradients, and the dtype it needs to be told."
-    return (self.twin.model, None) if self.twin else (self.model, self.dtype)
-
-
+# %% ../nbs/03_training.ipynb #97a369ee
 @patch
 def make_fast(self: Job) -> None:
     "Chooses what computes the losses, for evaluation and for training, and where the tokens are."
     c, device = self.config, self.device
     splits = hasattr(self.model, "hidden") and hasattr(getattr(self.model, "lm_head", None), "weight")
-    self.loss_sum = self.fast_loss_sum = fused_loss if chosen(c.fused_loss, device) and splits else model_loss
-    self.twin = Twin(self.model, torch.bfloat16) if c.bf16_weights else None
+    self.loss_sum = loss_sum = fused_loss if chosen(c.fused_loss, device) and splits else model_loss
+    narrow = c.bf16_weights
+    if narrow is None:
+        narrow = device.type == "cuda" and self.dtype is torch.bfloat16
+    self.twin = Twin(self.model, torch.bfloat16, self.optimizer, c.accumulation > 1) if narrow else None
+    model, dtype = (self.twin.model, None) if self.twin else (self.model, self.dtype)
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)
-        self.fast_loss_sum = compiled(self.loss_sum, self.worker()[0], like, self.worker()[1])
+        loss_sum = compiled(loss_sum, model, like, dtype)
+    options = {"accumulation": c.accumulation, "dtype": dtype, "scaler": self.scaler, "loss_sum": loss_sum}
+    if self.twin:
+        options["after_part"] = self.twin.hand_over_gradients
+    self.gradients = partial(gradients, model, **options)
+    if chosen(c.recording, device) and device.type == "cuda" and not self.scaler.is_enabled():
+        self.gradients = Recording(self.gradients, partial(self.optimizer.zero_grad, set_to_none=True))
     fits = device.type == "cuda" and 4 * self.train_ids.nbytes < torch.cuda.mem_get_info(device)[0]
     self.tokens = self.train_ids
     if fits if c.tokens_on_device is None else c.tokens_on_device:
@@ -1481,11 +1639,13 @@ def settings(self: Job) -> dict:
 @patch
 def step(self: Job, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
     "`train_step` with this run's settings."
-    c = self.config
-    return train_step(
-        *(self.model, self.optimizer, inputs, targets, lr, c.clip, c.accumulation, self.worker()[1]),
-        *(self.scaler, self.fast_loss_sum, self.twin),
-    )
+    loss = self.gradients(inputs, targets)
+    norm = update(self.optimizer, lr, self.config.clip, self.scaler)
+    if self.twin:
+        self.twin.follow()
+    if not getattr(self.gradients, "graph", None):  # a recording writes to the same gradients again
+        self.optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 @patch
@@ -1628,7 +1788,11 @@ def race(
     for name, build in lanes.items():
         before = held()
         running[name] = build()
-        running[name](3)  # compiles, makes optimizer states
+        running[name](2)  # compiles, makes optimizer states
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        running[name](1)  # what is recorded is recorded now: the only time that its memory is counted
+        peaks[name] = torch.cuda.max_memory_allocated(device) - before if cuda else 0
         own[name] = held() - before
     for name in list(running) * rounds:
         if cuda:
@@ -1638,7 +1802,7 @@ def race(
         running[name](steps)
         if cuda:
             torch.cuda.synchronize(device)
-            peaks[name] = torch.cuda.max_memory_allocated(device) - others
+            peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device) - others)
         times[name].append((time.perf_counter() - start) / steps)
     return [
         {
