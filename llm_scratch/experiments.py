@@ -250,7 +250,7 @@ def _gpu_batches(base: Experiment) -> list[Experiment]:
         for b in (1, 4, 16, 64, 256, 1024)
     ]  # fmt: skip
 
-# %% ../nbs/06_experiments.ipynb #09a64286
+# %% ../nbs/06_experiments.ipynb #68ac0fc8
 def _gpu_schedules(base: Experiment) -> list[Experiment]:
     "Cosine, and warm-up, plateau and decay, over three lengths; and a constant rate."
     runs, kinds = [], [("cosine", n) for n in (250, 1000)]
@@ -272,27 +272,27 @@ def _gpu_sizes(base: Experiment) -> tuple[list[Experiment], list[Experiment]]:
         model = _reference_model(size, 32_000, tie_weights=True, tied_init="linear")
         more = dict(
             model=model,
-            steps=240,
-            warmup=12,
-            eval_every=40,
+            steps=160,
+            warmup=8,
+            eval_every=20,
             compile=None if size in ("tiny", "small") else False,
         )
         scaled = 1e-3 * 512 / model.d_model
         theirs.append(vary(base, f"gpu-size-{size}", lr=lr, lr_min=lr / 100, batch_size=batch, **more))
-        more |= dict(steps=320, warmup=16, batch_size=16)
+        more |= dict(steps=240, warmup=12, eval_every=30, batch_size=16)
         fair.append(vary(base, f"gpu-fair-{size}", lr=scaled, lr_min=scaled / 100, **more))
     return theirs, fair
 
-# %% ../nbs/06_experiments.ipynb #26642c57
+# %% ../nbs/06_experiments.ipynb #d40fb903
 def _gpu_races(base: Experiment) -> list[Experiment]:
     "The reference's 10,000 steps, and Muon with a plateau: who is first at the loss that the former ends with?"
     train = replace(_reference_train(10_000, 128, 500, 1e-3), eval_every=250, log_every=100, self_test=False)
     theirs = vary(base, "gpu-reference-10k", train=train, prompt="The old man")
-    change = dict(optimizer="muon", schedule="wsd", lr=4e-3, lr_min=None, steps=4000, warmup=100)
-    return [theirs, vary(theirs, "gpu-muon-wsd-4k", **change)]
+    change = dict(optimizer="muon", schedule="wsd", lr=4e-3, lr_min=None, steps=5000, warmup=100)
+    return [theirs, vary(theirs, "gpu-muon-wsd-5k", **change)]
 
-# %% ../nbs/06_experiments.ipynb #adb62ed1
-ISO_BUDGETS = (3e13, 1e14, 3e14, 1e15)  # FLOP
+# %% ../nbs/06_experiments.ipynb #b2821a32
+ISO_BUDGETS = {3e13: 32, 1e14: 32, 3e14: 64, 1e15: 128}  # FLOP: sequences in a batch
 _ISO_SHAPES = {64: 2, 96: 2, 128: 3, 160: 3, 192: 4, 256: 5, 320: 5, 384: 6}  # width: layers
 
 
@@ -317,7 +317,7 @@ def isoflop_runs(
                 runs.append(vary(e, name, lr=lr, lr_min=lr / 100, **every))
     return runs
 
-# %% ../nbs/06_experiments.ipynb #66fbca0d
+# %% ../nbs/06_experiments.ipynb #6ea3cdce
 def _gpu_presets() -> dict[str, list[Experiment]]:
     "Studies of minutes on one GPU; each list begins with its base."
     base = _gpu_base()
@@ -336,14 +336,26 @@ def _gpu_presets() -> dict[str, list[Experiment]]:
     muon += [vary(muon[0], f"gpu-muon-lr-{lr:g}", lr=lr, lr_min=lr / 100) for lr in (1e-3, 4e-3, 8e-3)]
     adam = [r for r in rates if r.train.lr in (1e-3, 4e-3, 8e-3)]
     heads = [again, *(run for j in (4, 1) for run in twice(f"kv-heads-{j}", num_kv_heads=j))]
-    iso = vary(base, "gpu-iso", vocab_size=2048, batch_size=32, valid_tokens=1 << 18)
+    iso = vary(base, "gpu-iso", vocab_size=2048, valid_tokens=1 << 18)
+    isoflops = [
+        run
+        for budget, batch in ISO_BUDGETS.items()
+        for run in isoflop_runs(
+            vary(iso, iso.name, batch_size=batch), [budget], _ISO_SHAPES, 6e-3, (1.5, 120)
+        )
+    ]
+    texts = [_gpu_races(base)[0]]
+    texts += [
+        vary(base, f"gpu-text-{c}", corpus=c, steps=250, vocab_size=v, prompt="Once upon a time")
+        for c, v in (("tinystories", 10_000), ("tales", 2048))
+    ]
     return {
         "gpu-learning-rate": [base, again, *rates], "gpu-weight-tying": [run for pair in tying for run in pair],
         "gpu-ablations": [base, *ablations], "gpu-batch-size": _gpu_batches(base),
         "gpu-schedule": [base, again, *_gpu_schedules(base)], "gpu-optimizer": [base, again, *muon, *adam],
         "gpu-model-size": theirs, "gpu-model-size-fair": fair,
-        "gpu-isoflops": isoflop_runs(iso, ISO_BUDGETS, _ISO_SHAPES, 6e-3), "gpu-heads": [base, *heads],
-        "gpu-time-to-loss": _gpu_races(base),
+        "gpu-isoflops": isoflops, "gpu-heads": [base, *heads], "gpu-time-to-loss": _gpu_races(base),
+        "gpu-texts": texts,
     }  # fmt: skip
 
 # %% ../nbs/06_experiments.ipynb #1d290d70
@@ -908,7 +920,7 @@ def power_law(
     a, logk = np.polyfit(np.log(x), np.log(y), 1)
     return float(a), math.exp(logk)
 
-# %% ../nbs/06_experiments.ipynb #1ae418de
+# %% ../nbs/06_experiments.ipynb #db6789b5
 def isoflop_curves(
     rows: list[dict],  # of an IsoFLOPs study; each name ends in BUDGET-WIDTH
 ) -> dict[
@@ -923,7 +935,7 @@ def isoflop_curves(
             losses.append(row["valid_loss"])
     return curves
 
-
+# %% ../nbs/06_experiments.ipynb #19699c43
 def isoflop_law(
     curves: dict[float, tuple[list[int], list[float]]],  # as `isoflop_curves` gives them
     noise: float,  # standard deviation of a final loss between seeds [nats/token]
