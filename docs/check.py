@@ -63,7 +63,8 @@ def visit(page, url: str, host: str) -> tuple[list[str], dict]:
     for event, listener in listeners.items():
         page.on(event, listener)
     page.set_viewport_size(DESK)
-    page.goto(url, wait_until="networkidle")
+    page.goto(url, wait_until="load")  # on a busy machine the network may rest before a long page is read
+    page.wait_for_load_state("networkidle")
     found = page.evaluate(LOOK)
     page.set_viewport_size(PHONE)
     if (width := page.evaluate(WIDTH)) > PHONE["width"]:
