@@ -456,6 +456,7 @@ LEVERS = {  # name in the table -> what differs from our best
     "ours without the fused loss": {"fused_loss": False},
     "ours without the fused AdamW": {"fused_adamw": False},
     "ours with tokens on the host": {"tokens_on_device": False},
+    "ours without fused layers": {"fused_layers": False},
     "ours with weights in float32": {"bf16_weights": False},
     "ours without a recording": {"recording": False},
     "ours with torch's attention": {},

@@ -11,7 +11,9 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'claim_folder', 'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter',
            'compiled', 'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton',
            'loss_and_gradient_', 'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy',
-           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'Recording', 'make_adamw', 'random_state',
+           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'rms_norm', 'rms_norm_backward', 'gate',
+           'gate_backward_', 'take_apart', 'turn', 'attention_inputs', 'attention_inputs_backward', 'AttentionInputs',
+           'gated_layer', 'gated_layer_backward', 'FusedBlock', 'can_fuse', 'Recording', 'make_adamw', 'random_state',
            'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve',
            'plot_metrics', 'LivePlot']
 
@@ -394,6 +396,7 @@ class TrainConfig:
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"  # see autocast_dtype
     compile: bool | None = None  # torch.compile: slow to start, then faster; None: on CUDA
     bf16_weights: bool | None = None  # compute with copies in bfloat16, update float32 ones; None: on CUDA
+    fused_layers: bool | None = None  # those copies' blocks in a few large pieces; None: on CUDA
     recording: bool | None = None  # forward and backward pass as one CUDA graph; None: on CUDA
     fused_loss: bool | None = None  # loss without the logits in memory; None: on CUDA
     fused_adamw: bool | None = None  # one kernel updates all weights; None: on CUDA
@@ -860,6 +863,7 @@ FREE = {
     "keep_checkpoints",
     "compile",
     "bf16_weights",
+    "fused_layers",
     "recording",
     "fused_loss",
     "fused_adamw",
@@ -1484,6 +1488,9 @@ class Twin:
             id(p): c for p, c in zip(masters, copies, strict=True)
         }
         self.model, self.masters, self.copies = copy.deepcopy(model, memo), masters, copies
+        self.owners = [
+            (c, slice(None)) for c in copies
+        ]  # for each copy: whose gradient has its own, in which rows
         fused = isinstance(getattr(optimizer, "update", None), FusedUpdate)
         self.update = optimizer.update if fused else None
         self.narrow = fused and not sums and hasattr(torch.Tensor, "grad_dtype")  # torch 2.10
@@ -1496,10 +1503,12 @@ class Twin:
     @torch.no_grad()
     def hand_over_gradients(self) -> None:
         "Gives the copies' gradients to the masters, in their precision unless the update takes them as they are."
-        for p, c in zip(self.masters, self.copies, strict=True):
-            if c.grad is not None:
-                grad, c.grad = c.grad if self.narrow else c.grad.to(p.dtype), None
+        for p, (owner, rows) in zip(self.masters, self.owners, strict=True):
+            if owner.grad is not None:
+                grad = owner.grad[rows] if self.narrow else owner.grad[rows].to(p.dtype)
                 p.grad = grad if p.grad is None else p.grad + grad
+        for owner, _ in self.owners:
+            owner.grad = None
 
     def follow(self) -> None:
         "After an update: brings the copies up to date, if it has not done that itself."
@@ -1509,6 +1518,405 @@ class Twin:
     @torch.no_grad()
     def take_over_weights(self) -> None:
         torch._foreach_copy_(self.copies, self.masters)
+
+# %% ../nbs/03_training.ipynb #e79b557d
+@triton.jit
+def _norm_kernel(
+    x,
+    gain,
+    y,
+    scale,  # (N, D), (D,), (N, D), (N,) float32
+    D,
+    eps,
+    BLOCK: tl.constexpr,  # a power of two, at least D
+):
+    # grid (N,): program r reads row r, stores it normed, and 1 / rms.
+    r, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)  # [BLOCK]
+    t = tl.load(x + r * D + c, mask=c < D, other=0.0).to(tl.float32)
+    s = 1 / tl.sqrt(tl.sum(t * t, 0) / D + eps)
+    g = tl.load(gain + c, mask=c < D, other=0.0).to(tl.float32)
+    tl.store(y + r * D + c, (t * s * g).to(y.dtype.element_ty), mask=c < D)
+    tl.store(scale + r, s)
+
+
+@triton.jit
+def _norm_backward_kernel(
+    x,
+    scale,
+    gain,
+    dy,
+    past,  # (N, D), (N,), (D,), (N, D) gradient of y, (N, D) gradient that flows past the norm
+    dx,
+    d_gain,
+    y,  # (N, D) both gradients together, (programs, D) float32 partial sums, (N, D)
+    N,
+    D,
+    BLOCK: tl.constexpr,
+):
+    # grid (programs,): each takes every programs-th row; also stores y = unit * gain again.
+    c = tl.arange(0, BLOCK)  # [BLOCK]
+    g = tl.load(gain + c, mask=c < D, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for r in range(tl.program_id(0), N, tl.num_programs(0)):
+        i, s = tl.cast(r, tl.int64) * D + c, tl.load(scale + r)
+        unit = tl.load(x + i, mask=c < D, other=0.0).to(tl.float32) * s
+        d = tl.load(dy + i, mask=c < D, other=0.0).to(tl.float32)
+        total += d * unit
+        d = s * (d * g - unit * (tl.sum(d * g * unit, 0) / D))
+        d += tl.load(past + i, mask=c < D, other=0.0).to(tl.float32)
+        tl.store(dx + i, d.to(dx.dtype.element_ty), mask=c < D)
+        tl.store(y + i, (unit * g).to(y.dtype.element_ty), mask=c < D)
+    tl.store(d_gain + tl.program_id(0) * D + c, total, mask=c < D)
+
+
+def rms_norm(
+    x: Tensor,  # (N, D) contiguous
+    gain: Tensor,  # (D,)
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # (N, D) normed; (N,) float32: 1 / rms, for the backward pass
+    y, scale = torch.empty_like(x), torch.empty(len(x), device=x.device)
+    width = x.shape[1]
+    _norm_kernel[(len(x),)](x, gain, y, scale, width, eps, BLOCK=triton.next_power_of_2(width))
+    return y, scale
+
+
+def rms_norm_backward(
+    x: Tensor,  # (N, D) contiguous, as `dy` and `past`
+    scale: Tensor,  # (N,)
+    gain: Tensor,  # (D,)
+    dy: Tensor,  # (N, D) gradient of the norm's output
+    past: Tensor,  # (N, D) gradient that x gets by other ways
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # whole gradient of x (N, D); of the gain (D,); the norm's output once more
+    (N, D), programs = x.shape, min(len(x), 1056)  # eight for each multiprocessor of an H200
+    dx, y, d_gain = torch.empty_like(x), torch.empty_like(x), torch.empty(programs, D, device=x.device)
+    block = triton.next_power_of_2(D)
+    _norm_backward_kernel[(programs,)](x, scale, gain, dy, past, dx, d_gain, y, N, D, BLOCK=block)
+    return dx, d_gain.sum(0).to(gain.dtype), y
+
+# %% ../nbs/03_training.ipynb #eaac474d
+@triton.jit
+def _gate_kernel(
+    gate_up,
+    h,  # (N, 2F), gates before ups; (N, F)
+    F,
+    BLOCK: tl.constexpr,
+):
+    # grid (N, F / BLOCK): each program a piece of a row.
+    r, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    gate = tl.load(gate_up + r * 2 * F + c, mask=c < F, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + r * 2 * F + F + c, mask=c < F, other=0.0).to(tl.float32)
+    tl.store(h + r * F + c, (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty), mask=c < F)
+
+
+@triton.jit
+def _gate_backward_kernel(
+    gate_up,
+    dh,
+    out,  # (N, 2F); (N, F) gradient of h, overwritten with h; (N, 2F) gradient of gate_up
+    F,
+    BLOCK: tl.constexpr,
+):
+    # grid (N, F / BLOCK)
+    r, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    gate = tl.load(gate_up + r * 2 * F + c, mask=c < F, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + r * 2 * F + F + c, mask=c < F, other=0.0).to(tl.float32)
+    d = tl.load(dh + r * F + c, mask=c < F, other=0.0).to(tl.float32)
+    s = tl.sigmoid(gate)
+    d_gate = d * up * s * (1 + gate * (1 - s))
+    tl.store(out + r * 2 * F + c, d_gate.to(out.dtype.element_ty), mask=c < F)
+    tl.store(out + r * 2 * F + F + c, (d * gate * s).to(out.dtype.element_ty), mask=c < F)
+    tl.store(dh + r * F + c, (gate * s * up).to(dh.dtype.element_ty), mask=c < F)
+
+
+def gate(
+    gate_up: Tensor,  # (N, 2F) contiguous: what silu is taken of, then what it is multiplied with
+) -> Tensor:  # (N, F)
+    N, F = len(gate_up), gate_up.shape[1] // 2
+    h = gate_up.new_empty(N, F)
+    _gate_kernel[(N, triton.cdiv(F, 1024))](gate_up, h, F, BLOCK=1024)
+    return h
+
+
+def gate_backward_(
+    gate_up: Tensor,  # (N, 2F) contiguous
+    dh: Tensor,  # (N, F) contiguous; overwritten with `gate(gate_up)`
+) -> Tensor:  # (N, 2F) gradient of gate_up
+    (N, F), out = dh.shape, torch.empty_like(gate_up)
+    _gate_backward_kernel[(N, triton.cdiv(F, 1024))](gate_up, dh, out, F, BLOCK=1024)
+    return out
+
+# %% ../nbs/03_training.ipynb #148b5100
+@triton.jit
+def _turn_head(
+    src,
+    dst,
+    src_t,
+    dst_t,  # first tokens of a head; elements between tokens
+    t,
+    inside,
+    cos,
+    sin,  # [BLOCK_T, 1]; [BLOCK_T, BLOCK_K]; [BLOCK_T, BLOCK_K/2] twice
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    i = tl.arange(0, BLOCK_K)[None, :]
+    x = tl.load(src + t * src_t + i, mask=inside, other=0.0).to(tl.float32)
+    a, b = tl.split(tl.reshape(x, (BLOCK_T, BLOCK_K // 2, 2)))
+    x = tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), (BLOCK_T, BLOCK_K))
+    tl.store(dst + t * dst_t + i, x.to(dst.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _turn_kernel(
+    q,
+    k,
+    v,
+    out,  # (B, H, T, K), (B, J, T, K) twice; (B, T, H + 2J, K) contiguous
+    cos,
+    sin,
+    sign,  # (T, K/2) float32 twice; 1: forward, -1: back
+    q_b,
+    q_h,
+    q_t,
+    k_b,
+    k_h,
+    k_t,
+    v_b,
+    v_h,
+    v_t,  # elements between sequences, heads and tokens
+    T,
+    H,
+    J,
+    heads,  # the first `heads` of the H + 2J are written
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    # grid (T / BLOCK_T, B, heads / GROUP): program turns BLOCK_T tokens in GROUP heads, by the same angles.
+    t, b = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None], tl.program_id(1).to(tl.int64)
+    half, first = tl.arange(0, BLOCK_K // 2)[None, :], tl.program_id(2) * GROUP
+    known = (t < T) & (half < K // 2)
+    c = tl.load(cos + t * (K // 2) + half, mask=known, other=0.0)  # [BLOCK_T, BLOCK_K/2]
+    s = tl.load(sin + t * (K // 2) + half, mask=known, other=0.0) * sign
+    row, inside = (H + 2 * J) * K, (t < T) & (tl.arange(0, BLOCK_K)[None, :] < K)
+    out += b * T * row
+    for h in range(first, min(first + GROUP, heads)):
+        if h < H:
+            _turn_head(q + b * q_b + h * q_h, out + h * K, q_t, row, t, inside, c, s, BLOCK_T, BLOCK_K)
+        elif h < H + J:
+            _turn_head(k + b * k_b + (h - H) * k_h, out + h * K, k_t, row, t, inside, c, s, BLOCK_T, BLOCK_K)
+        else:  # values stay as they are
+            v_head = v + b * v_b + (h - H - J) * v_h
+            one = c * 0 + 1
+            _turn_head(v_head, out + h * K, v_t, row, t, inside, one, s * 0, BLOCK_T, BLOCK_K)
+
+
+def take_apart(
+    qkv: Tensor,  # (B, T, (H + 2J) K)
+    heads: int,  # H
+    kv_heads: int,  # J
+) -> list[Tensor]:  # views: queries (B, H, T, K), keys and values (B, J, T, K)
+    width = qkv.shape[-1] // (heads + 2 * kv_heads)  # K
+    parts = qkv.split([heads * width, kv_heads * width, kv_heads * width], -1)
+    return [x.unflatten(-1, (-1, width)).transpose(1, 2) for x in parts]
+
+
+def turn(
+    q: Tensor,  # (B, H, T, K), any strides but the last
+    k: Tensor,  # (B, J, T, K)
+    v: Tensor,  # (B, J, T, K)
+    out: Tensor,  # (B, T, (H + 2J) K) contiguous, overwritten; q, k and v may be views of it
+    tables: tuple[Tensor, Tensor],  # cosines and sines, (at least T, K/2) float32
+    sign: float,  # 1: RoPE; -1: its inverse, which is also its gradient
+    values: bool,  # copy v, too
+) -> None:
+    (B, H, T, K), J = q.shape, k.shape[1]
+    if T > len(tables[0]):
+        raise ValueError(f"{T} positions, but the tables hold {len(tables[0])}")
+    heads, strides = H + J * (2 if values else 1), (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    blocks = {"BLOCK_T": 32, "BLOCK_K": triton.next_power_of_2(K), "GROUP": 4}
+    grid = triton.cdiv(T, blocks["BLOCK_T"]), B, triton.cdiv(heads, blocks["GROUP"])
+    _turn_kernel[grid](q, k, v, out, *tables, sign, *strides, T, H, J, heads, K=K, **blocks)
+
+# %% ../nbs/03_training.ipynb #ff806992
+@torch.library.custom_op("llm_scratch::attention_inputs", mutates_args=())
+def attention_inputs(
+    x: Tensor, gain: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, eps: float
+) -> tuple[Tensor, Tensor]:  # (B, T, (H + 2J) K) with queries and keys turned; (B·T,) 1 / rms
+    "Norm, one product for queries, keys and values, RoPE; x (B, T, D), weight ((H + 2J) K, D)."
+    y, scale = rms_norm(x.flatten(0, 1), gain, eps)
+    qkv = (y @ weight.T).view(*x.shape[:2], -1)
+    turn(*take_apart(qkv, heads, kv_heads), qkv, (cos, sin), 1.0, values=False)
+    return qkv, scale
+
+
+@attention_inputs.register_fake
+def _(x, gain, weight, cos, sin, heads, kv_heads, eps):
+    return x.new_empty(*x.shape[:2], len(weight)), x.new_empty(x.shape[:2].numel(), dtype=torch.float32)
+
+
+@torch.library.custom_op("llm_scratch::attention_inputs_backward", mutates_args=())
+def attention_inputs_backward(
+    past: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, gain and weight
+    "`past` (B, T, D) is the gradient of the stream behind this piece."
+    dq, dk, dv = (d if d.stride(-1) == 1 else d.contiguous() for d in (dq, dk, dv))
+    d_qkv = x.new_empty(*x.shape[:2], len(weight))
+    turn(dq, dk, dv, d_qkv, (cos, sin), -1.0, values=True)
+    d_qkv, flat = d_qkv.flatten(0, 1), x.flatten(0, 1)
+    dx, d_gain, y = rms_norm_backward(flat, scale, gain, d_qkv @ weight, past.contiguous().view_as(flat))
+    return dx.view_as(x), d_gain, d_qkv.T @ y
+
+
+@attention_inputs_backward.register_fake
+def _(past, dq, dk, dv, x, scale, gain, weight, cos, sin):
+    return torch.empty_like(x), torch.empty_like(gain), torch.empty_like(weight)
+
+
+class AttentionInputs(torch.autograd.Function):
+    "(x, gain, weight, cos, sin, H, J, eps) -> x (B, T, D), queries (B, H, T, K), keys and values (B, J, T, K)."
+
+    @staticmethod
+    def forward(ctx, x, gain, weight, cos, sin, heads, kv_heads, eps):
+        qkv, scale = attention_inputs(x, gain, weight, cos, sin, heads, kv_heads, eps)
+        ctx.save_for_backward(x, scale, gain, weight, cos, sin)
+        return x.view_as(x), *take_apart(qkv, heads, kv_heads)
+
+    @staticmethod
+    def backward(ctx, past, dq, dk, dv):
+        return *attention_inputs_backward(past, dq, dk, dv, *ctx.saved_tensors), *[None] * 5
+
+# %% ../nbs/03_training.ipynb #fbed1fe1
+@torch.library.custom_op("llm_scratch::gated_layer", mutates_args=())
+def gated_layer(
+    x: Tensor,  # (B, T, D)
+    gain: Tensor,  # (D,)
+    up: Tensor,  # (2F, D), w1 above w3
+    down: Tensor,  # (D, F)
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # x + ffn(norm(x)) (B, T, D); for the backward pass (B·T, 2F) and (B·T,)
+    "The feed-forward half of a block."
+    flat = x.flatten(0, 1)
+    y, scale = rms_norm(flat, gain, eps)
+    gate_up = y @ up.T
+    return torch.addmm(flat, gate(gate_up), down.T).view_as(x), gate_up, scale
+
+
+@gated_layer.register_fake
+def _(x, gain, up, down, eps):
+    N = x.shape[:2].numel()
+    return torch.empty_like(x), x.new_empty(N, len(up)), x.new_empty(N, dtype=torch.float32)
+
+
+@torch.library.custom_op("llm_scratch::gated_layer_backward", mutates_args=())
+def gated_layer_backward(
+    past: Tensor, x: Tensor, gate_up: Tensor, scale: Tensor, gain: Tensor, up: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # gradients of x, gain, up and down
+    d, flat = past.contiguous().flatten(0, 1), x.flatten(0, 1)
+    h = d @ down  # the gradient of h, for the moment
+    d_gate_up = gate_backward_(gate_up, h)
+    d_down = d.T @ h
+    del h  # the largest that is not needed any more
+    dx, d_gain, y = rms_norm_backward(flat, scale, gain, d_gate_up @ up, d)
+    return dx.view_as(x), d_gain, d_gate_up.T @ y, d_down
+
+
+@gated_layer_backward.register_fake
+def _(past, x, gate_up, scale, gain, up, down):
+    return tuple(torch.empty_like(t) for t in (x, gain, up, down))
+
+
+def _remember_gates(ctx, inputs, output):
+    x, *weights, _ = inputs
+    ctx.save_for_backward(x, *output[1:], *weights)
+
+
+def _through_gates(ctx, past, *_):
+    return *gated_layer_backward(past, *ctx.saved_tensors), None
+
+
+gated_layer.register_autograd(_through_gates, setup_context=_remember_gates)
+
+# %% ../nbs/03_training.ipynb #a12d080d
+class FusedBlock(nn.Module):
+    "What a block that `can_fuse` computes in training, from merged matrices."
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        a, f = block.attn, block.ffn
+        self.ln1, self.ln2, self.rope, self.attention = block.ln1, block.ln2, a.rope, a.attention
+        self.heads = [len(layer.weight) // a.d_head for layer in (a.q_proj, a.k_proj)]  # H, J
+        self.merged = []  # (merged matrix, what it was merged of)
+        self.qkv, self.up = self.merge(a.q_proj, a.k_proj, a.v_proj), self.merge(f.w1, f.w3)
+        self.output, self.down = a.output_proj.weight, f.w2.weight
+
+    def merge(self, *layers: nn.Module) -> nn.Parameter:
+        parts = [layer.weight for layer in layers]
+        merged = nn.Parameter(torch.cat([p.detach() for p in parts]))
+        self.merged.append((merged, parts))
+        return merged
+
+    def forward(
+        self,
+        x: Tensor,  # (B, T, D)
+        positions: None = None,  # a block in training has neither these nor a cache
+        mask: None = None,
+        remember: None = None,
+    ) -> Tensor:  # (B, T, D)
+        if not positions is mask is remember is None:
+            raise ValueError("a fused block only trains: use the model that it is a twin of")
+        tables = self.rope.cos, self.rope.sin
+        x, q, k, v = AttentionInputs.apply(x, self.ln1.weight, self.qkv, *tables, *self.heads, self.ln1.eps)
+        out = self.attention(q, k, v, causal=x.shape[1] > 1).transpose(1, 2).flatten(2)  # (B, T, D)
+        x = torch.addmm(x.flatten(0, 1), out.flatten(0, 1), self.output.T).view_as(x)
+        return gated_layer(x, self.ln2.weight, self.up, self.down, self.ln2.eps)[0]
+
+
+def can_fuse(block: nn.Module) -> bool:
+    "Whether it is this package's own block with norms first, RoPE and SwiGLU, all of it to be trained, and Triton runs."
+    known = lambda m, name: (type(m).__module__, type(m).__name__) == ("llm_scratch.model", name)
+    if not known(block, "TransformerBlock") or block.post_norm:
+        return False
+    a, f = block.attn, block.ffn
+    if not (known(a, "MultiHeadSelfAttention") and known(f, "SwiGLU") and type(a.q_norm) is nn.Identity):
+        return False
+    linear = all(known(m, "Linear") for m in (a.q_proj, a.k_proj, a.v_proj, a.output_proj, f.w1, f.w2, f.w3))
+    norms = known(block.ln1, "RMSNorm") and known(block.ln2, "RMSNorm")
+    trained = all(p.requires_grad for p in block.parameters())
+    rope = known(a.rope, "RotaryPositionalEmbedding")
+    return linear and norms and rope and trained and can_run_triton(block.ln1.weight)
+
+
+@patch
+def fuse(self: Twin) -> None:
+    "Exchanges blocks for fused ones. Copies become rows of what they were merged into."
+    place = {id(c): i for i, c in enumerate(self.copies)}
+    uses = [id(p) for _, p in self.model.named_parameters(remove_duplicate=False)]
+    alone = lambda block: all(uses.count(id(p)) == 1 for p in block.parameters())
+    for parent in list(self.model.modules()):
+        for name, block in list(parent.named_children()):
+            if can_fuse(block) and alone(block):
+                setattr(parent, name, FusedBlock(block))
+                for merged, parts in getattr(parent, name).merged:
+                    ends = list(itertools.accumulate(map(len, parts)))
+                    for part, end in zip(parts, ends, strict=True):
+                        i, rows = place[id(part)], slice(end - len(part), end)
+                        self.copies[i], self.owners[i] = merged.detach()[rows], (merged, rows)
+                getattr(parent, name).merged.clear()  # frees the parts
+    if self.update is not None:
+        self.update.copies = {id(p): c for p, c in zip(self.masters, self.copies, strict=True)}
 
 # %% ../nbs/03_training.ipynb #6e92dae1
 class Recording:
@@ -1613,6 +2021,8 @@ def make_fast(self: Job) -> None:
     if narrow is None:
         narrow = device.type == "cuda" and self.dtype is torch.bfloat16
     self.twin = Twin(self.model, torch.bfloat16, self.optimizer, c.accumulation > 1) if narrow else None
+    if self.twin and chosen(c.fused_layers, device):
+        self.twin.fuse()
     model, dtype = (self.twin.model, None) if self.twin else (self.model, self.dtype)
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)

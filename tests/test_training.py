@@ -115,3 +115,78 @@ def test_kernels_in_the_interpreter():
         cwd=training.Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def fused_and_plain(dtype, tokens=13, compile=False, **sizes):
+    "A twin with fused layers, and one without, after the same backward pass: losses and gradients."
+    torch.manual_seed(0)
+    sizes = {"d_model": 40, "num_layers": 2, "num_heads": 4, "d_ff": 36} | sizes
+    model = TransformerLM(ModelConfig(vocab_size=64, context_length=16, **sizes))
+    for p in model.parameters():
+        if p.ndim == 1:  # gains other than 1
+            torch.nn.init.normal_(p, 1, 0.2)
+    found = []
+    for fuse in (True, False):
+        twin = training.Twin(model, dtype)
+        if fuse:
+            twin.fuse()
+        kinds = {type(layer).__name__ for layer in twin.model.layers}
+        assert kinds == {"FusedBlock" if fuse else "TransformerBlock"}
+        loss_sum = torch.compile(training.model_loss, backend="aot_eager") if compile else training.model_loss
+        loss = loss_sum(twin.model, *get_batch(IDS, 3, tokens, 0, 0))
+        loss.backward()
+        twin.hand_over_gradients()
+        found.append([loss.detach()] + [p.grad.float() for p in model.parameters()])
+        model.zero_grad()
+    return found
+
+
+def trained(fuse, steps=4):
+    "Losses of some steps with weights that the update writes into the merged matrices, and whether they are there."
+    torch.manual_seed(0)
+    model = TransformerLM(CONFIG)
+    optimizer = training.AdamW(model.parameters(), lr=5e-3, fused=True)
+    twin, found = training.Twin(model, torch.bfloat16, optimizer), []
+    if fuse:
+        twin.fuse()
+    for step in range(steps):
+        batch = get_batch(IDS, 4, 16, 0, step)
+        options = {"lr": 5e-3, "clip": 1.0, "after_part": twin.hand_over_gradients}
+        found.append(float(training.train_step(twin.model, optimizer, *batch, **options)[0]))
+        twin.follow()
+    if fuse:
+        a = model.layers[1].attn
+        merged = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]).detach()
+        torch.testing.assert_close(twin.model.layers[1].qkv.float(), merged, rtol=2**-7, atol=0)
+    return torch.tensor(found)
+
+
+def check_fused_layers():
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    shapes = {}, {"tokens": 1}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tokens": 16}, {"d_ff": 1030}
+    for sizes in (*shapes, {"num_heads": 10, "num_kv_heads": 5}, {"compile": True}):
+        for fused, plain in zip(*fused_and_plain(torch.float32, **sizes), strict=True):
+            close(fused, plain)
+    torch.testing.assert_close(trained(True), trained(False), rtol=2e-3, atol=0)
+    options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all
+    both = [losses(fused_layers=fused, **options) for fused in (True, False)]
+    torch.testing.assert_close(*both, rtol=2e-2, atol=2e-3)
+
+
+def test_fused_layers_leave_others_alone():
+    for options in ({"norm": "post"}, {"position": "none"}, {"ffn": "silu"}, {"qk_norm": True}):
+        model = TransformerLM(replace(CONFIG, **options))
+        assert not any(training.can_fuse(layer) for layer in model.layers), options
+    model = TransformerLM(CONFIG)
+    model.layers[0].ffn.w1.weight.requires_grad_(False)
+    assert not training.can_fuse(model.layers[0])
+
+
+def test_fused_layers_in_the_interpreter():
+    if not hasattr(training.triton, "JITFunction"):
+        pytest.skip("no Triton")
+    code = "import torch, tests.test_training as t; torch.set_num_threads(1); t.check_fused_layers()"
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"TRITON_INTERPRET": "1"}
+    where = training.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=where)
+    assert done.returncode == 0, done.stderr[-2000:]
