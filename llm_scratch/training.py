@@ -1697,21 +1697,21 @@ def _turn_kernel(
 ):
     # grid (T / BLOCK_T, B, heads / GROUP): program turns BLOCK_T tokens in GROUP heads, by the same angles.
     t, b = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None], tl.program_id(1).to(tl.int64)
-    half, first = tl.arange(0, BLOCK_K // 2)[None, :], tl.program_id(2) * GROUP
-    known = (t < T) & (half < K // 2)
+    half, row = tl.arange(0, BLOCK_K // 2)[None, :], (H + 2 * J) * K
+    known, ok = (t < T) & (half < K // 2), (t < T) & (tl.arange(0, BLOCK_K)[None, :] < K)
     c = tl.load(cos + t * (K // 2) + half, mask=known, other=0.0)  # [BLOCK_T, BLOCK_K/2]
     s = tl.load(sin + t * (K // 2) + half, mask=known, other=0.0) * sign
-    row, inside = (H + 2 * J) * K, (t < T) & (tl.arange(0, BLOCK_K)[None, :] < K)
-    out += b * T * row
+    first = tl.program_id(2) * GROUP
     for h in range(first, min(first + GROUP, heads)):
+        dst = out + b * T * row + h * K
         if h < H:
-            _turn_head(q + b * q_b + h * q_h, out + h * K, q_t, row, t, inside, c, s, BLOCK_T, BLOCK_K)
+            _turn_head(q + b * q_b + h * q_h, dst, q_t, row, t, ok, c, s, BLOCK_T, BLOCK_K)
         elif h < H + J:
-            _turn_head(k + b * k_b + (h - H) * k_h, out + h * K, k_t, row, t, inside, c, s, BLOCK_T, BLOCK_K)
+            _turn_head(k + b * k_b + (h - H) * k_h, dst, k_t, row, t, ok, c, s, BLOCK_T, BLOCK_K)
         else:  # values stay as they are
-            v_head = v + b * v_b + (h - H - J) * v_h
-            one = c * 0 + 1
-            _turn_head(v_head, out + h * K, v_t, row, t, inside, one, s * 0, BLOCK_T, BLOCK_K)
+            _turn_head(
+                v + b * v_b + (h - H - J) * v_h, dst, v_t, row, t, ok, c * 0 + 1, s * 0, BLOCK_T, BLOCK_K
+            )
 
 
 def take_apart(
@@ -1737,7 +1737,7 @@ def turn(
     if T > len(tables[0]):
         raise ValueError(f"{T} positions, but the tables hold {len(tables[0])}")
     heads, strides = H + J * (2 if values else 1), (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    blocks = {"BLOCK_T": 32, "BLOCK_K": triton.next_power_of_2(K), "GROUP": 4}
+    blocks = {"BLOCK_T": 16, "BLOCK_K": triton.next_power_of_2(K), "GROUP": 4}
     grid = triton.cdiv(T, blocks["BLOCK_T"]), B, triton.cdiv(heads, blocks["GROUP"])
     _turn_kernel[grid](q, k, v, out, *tables, sign, *strides, T, H, J, heads, K=K, **blocks)
 
