@@ -231,11 +231,16 @@ def _gpu_base() -> Experiment:
     )
 
 
+def _twice(runs: Iterable[Experiment]) -> list[Experiment]:
+    "Each run, and after it the same from seed 2."
+    return [e for run in runs for e in (run, vary(run, f"{run.name}-seed-2", seed=2))]
+
+
 def _gpu_rates(base: Experiment) -> list[Experiment]:
     "Peak rates from far too low to far too high, the last two also without clipping."
     at = lambda lr, name="", **more: vary(base, f"gpu-lr-{lr:g}{name}", lr=lr, lr_min=lr / 100, **more)
     rates = [at(lr) for lr in (2e-4, 5e-4, 1e-3, 4e-3, 8e-3, 2e-2, 0.1, 1.0)]
-    return rates + [at(lr, "-unclipped", clip=None) for lr in (2e-2, 0.1)]
+    return _twice(rates) + [at(lr, "-unclipped", clip=None) for lr in (2e-2, 0.1)]
 
 
 def _gpu_batches(base: Experiment) -> list[Experiment]:
@@ -257,7 +262,7 @@ def _gpu_schedules(base: Experiment) -> list[Experiment]:
     for kind, steps in kinds + [("wsd", n) for n in (250, 500, 1000)] + [("constant", 500)]:
         length = dict(steps=steps, warmup=50, eval_every=steps // 10, log_every=max(10, steps // 100))
         runs.append(vary(base, f"gpu-{kind}-{steps}", schedule=kind, **length))
-    return runs
+    return _twice(runs)
 
 
 def _gpu_sizes(base: Experiment) -> tuple[list[Experiment], list[Experiment]]:
@@ -281,7 +286,7 @@ def _gpu_sizes(base: Experiment) -> tuple[list[Experiment], list[Experiment]]:
         theirs.append(vary(base, f"gpu-size-{size}", lr=lr, lr_min=lr / 100, batch_size=batch, **more))
         more |= dict(steps=240, warmup=12, eval_every=30, batch_size=16)
         fair.append(vary(base, f"gpu-fair-{size}", lr=scaled, lr_min=scaled / 100, **more))
-    return theirs, fair
+    return _twice(theirs), _twice(fair)
 
 # %% ../nbs/06_experiments.ipynb #d40fb903
 def _gpu_races(base: Experiment) -> list[Experiment]:
@@ -321,21 +326,19 @@ def isoflop_runs(
 def _gpu_presets() -> dict[str, list[Experiment]]:
     "Studies of minutes on one GPU; each list begins with its base."
     base = _gpu_base()
-    twice = lambda name, **change: [
-        vary(base, f"gpu-{name}{end}", seed=seed, **change) for seed, end in ((1, ""), (2, "-seed-2"))
-    ]
     again = vary(base, "gpu-seed-2", seed=2)
-    tying = [twice("untied", vocab_size=32_000)]
+    tying = [vary(base, "gpu-untied", vocab_size=32_000)]
     tying += [
-        twice(f"tied-{i}", vocab_size=32_000, tie_weights=True, tied_init=i) for i in ("linear", "embedding")
+        vary(base, f"gpu-tied-{i}", vocab_size=32_000, tie_weights=True, tied_init=i)
+        for i in ("linear", "embedding")
     ]
-    ablations = [again, *(run for name, change in ABLATIONS.items() for run in twice(name, **change))]
+    ablations = [vary(base, f"gpu-{name}", **change) for name, change in ABLATIONS.items()]
     ablations += [vary(base, "gpu-no-norm-lr-0.0005", norm="none", lr=5e-4, lr_min=5e-6)]
     rates, (theirs, fair) = _gpu_rates(base), _gpu_sizes(base)
-    muon = [*twice("muon", optimizer="muon")]
+    muon = [vary(base, "gpu-muon", optimizer="muon")]
     muon += [vary(muon[0], f"gpu-muon-lr-{lr:g}", lr=lr, lr_min=lr / 100) for lr in (1e-3, 4e-3, 8e-3)]
     adam = [r for r in rates if r.train.lr in (1e-3, 4e-3, 8e-3)]
-    heads = [again, *(run for j in (4, 1) for run in twice(f"kv-heads-{j}", num_kv_heads=j))]
+    heads = [vary(base, f"gpu-kv-heads-{j}", num_kv_heads=j) for j in (4, 1)]
     iso = vary(base, "gpu-iso", vocab_size=2048, valid_tokens=1 << 18)
     isoflops = [
         run
@@ -350,11 +353,12 @@ def _gpu_presets() -> dict[str, list[Experiment]]:
         for c, v in (("tinystories", 10_000), ("tales", 2048))
     ]
     return {
-        "gpu-learning-rate": [base, again, *rates], "gpu-weight-tying": [run for pair in tying for run in pair],
-        "gpu-ablations": [base, *ablations], "gpu-batch-size": _gpu_batches(base),
-        "gpu-schedule": [base, again, *_gpu_schedules(base)], "gpu-optimizer": [base, again, *muon, *adam],
-        "gpu-model-size": theirs, "gpu-model-size-fair": fair,
-        "gpu-isoflops": isoflops, "gpu-heads": [base, *heads], "gpu-time-to-loss": _gpu_races(base),
+        "gpu-learning-rate": [base, again, *rates], "gpu-weight-tying": _twice(tying),
+        "gpu-ablations": [base, again, *_twice(ablations)], "gpu-batch-size": _gpu_batches(base),
+        "gpu-schedule": [base, again, *_gpu_schedules(base)],
+        "gpu-optimizer": [base, again, *_twice(muon), *adam],
+        "gpu-model-size": theirs, "gpu-model-size-fair": fair, "gpu-isoflops": _twice(isoflops),
+        "gpu-heads": [base, again, *_twice(heads)], "gpu-time-to-loss": _gpu_races(base),
         "gpu-texts": texts,
     }  # fmt: skip
 
@@ -922,7 +926,7 @@ def power_law(
 
 # %% ../nbs/06_experiments.ipynb #db6789b5
 def isoflop_curves(
-    rows: list[dict],  # of an IsoFLOPs study; each name ends in BUDGET-WIDTH
+    rows: list[dict],  # of an IsoFLOPs study; each name ends in BUDGET-WIDTH or BUDGET-WIDTH-seed-2
 ) -> dict[
     float, tuple[list[int], list[float]]
 ]:  # budget [FLOP] -> parameters of its models, their final losses
@@ -930,7 +934,8 @@ def isoflop_curves(
     curves = {}
     for row in rows:
         if row["valid_loss"] is not None:
-            sizes, losses = curves.setdefault(float(row["name"].split("-")[-2]), ([], []))
+            budget = float(row["name"].removesuffix("-seed-2").split("-")[-2])
+            sizes, losses = curves.setdefault(budget, ([], []))
             sizes.append(num_parameters(ModelConfig(**row["config"]["model"])))
             losses.append(row["valid_loss"])
     return curves
