@@ -3,17 +3,17 @@
 # %% auto #0
 __all__ = ['SHAPES', 'LEVERS', 'BENCHMARKS', 'COMMANDS', 'positional', 'UsageError', 'flatten', 'parse', 'command_name',
            'Download', 'text_file', 'existing', 'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate',
-           'BenchTokenizer', 'BenchAttention', 'our_model', 'llama', 'write_record', 'training_lanes', 'BenchTraining',
-           'decoding_seconds', 'peer_decoding_seconds', 'BenchGeneration', 'Bench', 'info_system', 'info_tokenizer',
-           'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'Student', 'Progress', 'Reveal', 'overview',
-           'complain', 'main', 'dispatch']
+           'BenchTokenizer', 'BenchAttention', 'our_model', 'llama', 'write_record', 'training_lanes', 'batch_ladder',
+           'BenchTraining', 'decoding_seconds', 'peer_decoding_seconds', 'BenchGeneration', 'Bench', 'info_system',
+           'info_tokenizer', 'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'Student', 'Progress', 'Reveal',
+           'overview', 'complain', 'main', 'dispatch']
 
 # %% ../nbs/10_cli.ipynb #352d4833
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.util import find_spec
@@ -473,7 +473,12 @@ def training_lanes(size: str, levers: bool, peer: bool, **settings) -> dict[str,
     from llm_scratch.training import TrainConfig, our_lane, peer_lane
 
     vocab, context, *_, batch = SHAPES[size]
-    options = {"batch_size": batch, "context_length": context, "self_test": False} | settings
+    options = {
+        "batch_size": batch,
+        "context_length": context,
+        "self_test": False,
+        "fused_loss": True,
+    } | settings
     config = TrainConfig(steps=10**6, lr=3e-4, **options)
     ids = np.random.default_rng(0).integers(vocab, size=1_000_000).astype(np.uint16)
 
@@ -489,6 +494,33 @@ def training_lanes(size: str, levers: bool, peer: bool, **settings) -> dict[str,
     return lanes | ({"transformers": lambda: peer_lane(llama(size).train(), config, ids)} if peer else {})
 
 
+def batch_ladder(
+    size: str,
+    batches: Iterable[int],  # sequences in a batch
+    device: Any,  # torch.device
+    rounds: int,
+    steps: int,
+    **settings,  # fields of TrainConfig
+) -> Iterator[
+    dict
+]:  # rows as `training.race` makes them, with "batch"; the last may be {"status": "out of memory"}
+    "Our steps at ever larger batches, up to the first that the device cannot hold."
+    import torch
+
+    from llm_scratch.training import race
+
+    for batch in sorted(batches):
+        lanes = training_lanes(size, False, False, batch_size=batch, **settings)
+        try:
+            (row,) = race(lanes, device, rounds, steps)
+        except torch.OutOfMemoryError:
+            yield {"name": "ours", "batch": batch, "status": "out of memory"}
+            return
+        yield row | {"batch": batch}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchTraining:
     "Measure training steps against transformers with torch.compile and torch's fused AdamW, taking turns."
@@ -500,6 +532,9 @@ class BenchTraining:
     precision: str = "auto"  # auto, fast, fp32 or bf16, for both
     rounds: int = 5  # turns of each; medians count
     steps: int = 10  # in a turn
+    batches: tuple[
+        int, ...
+    ] = ()  # instead: ours at these batch sizes, up to the first that memory cannot hold
     record: Path | None = None  # write rows, device and versions to this JSON file as well
 
     title = "bench training"  # how it is typed
@@ -507,25 +542,35 @@ class BenchTraining:
     def run(self):
         if self.size not in SHAPES:
             raise UsageError(f"no size {self.size!r}; there are: {', '.join(SHAPES)}")
+        if self.batches and min(self.batches) < 1:
+            raise UsageError(f"a batch has at least one sequence; got --batches {min(self.batches)}")
         from llm_scratch.model import flops
         from llm_scratch.training import choose_device, race
 
         options = {"compile": self.compile, "precision": self.precision}
-        lanes = training_lanes(
-            self.size, self.levers, self.peer and bool(find_spec("transformers")), **options
-        )
-        rows = race(lanes, choose_device(), self.rounds, self.steps)
+        turns = choose_device(), self.rounds, self.steps
+        if self.batches:
+            rows = batch_ladder(self.size, self.batches, *turns, **options)
+        else:
+            peer = self.peer and bool(find_spec("transformers"))
+            rows = race(training_lanes(self.size, self.levers, peer, **options), *turns)
         _, context, *_, batch = SHAPES[self.size]
-        config = our_model(self.size).config
+        config, shown = our_model(self.size).config, []
         for row in rows:
-            row["size"], row["tokens_per_s"] = self.size, batch * context / row["seconds"]
-            row["tflops"] = sum(flops(config, batch, training=True).values()) / row["seconds"] / 1e12
+            shown.append(row | {"size": self.size})
+            count = row.get("batch", batch)
+            name = f"batch {count}" if self.batches else row["name"]
+            if "status" in row:
+                print(f"{name:30} {row['status']}")
+                continue
+            tflops = sum(flops(config, count, training=True).values()) / row["seconds"] / 1e12
+            shown[-1] |= {"tokens_per_s": count * context / row["seconds"], "tflops": tflops}
             memory = f", peak {row['peak_bytes'] / 1e9:.2f} GB" if "peak_bytes" in row else ""
-            print(
-                f"{row['name']:30} {row['tokens_per_s']:>12,.0f} tokens/s {row['tflops']:8.2f} TFLOP/s{memory}"
-            )
+            speed = shown[-1]["tokens_per_s"]
+            print(f"{name:30} {speed:>12,.0f} tokens/s {tflops:8.2f} TFLOP/s{memory}", flush=True)
         if self.record is not None:
-            write_record(self.record, f"llm_scratch {self.title} {self.size}", rows, options=options)
+            what = f"llm_scratch {self.title} {self.size}" + (" --batches" if self.batches else "")
+            write_record(self.record, what, shown, options=options)
 
 # %% ../nbs/10_cli.ipynb #787a4204
 def decoding_seconds(model: Any, read: Any, batch: int, prompt: int, tokens: int, rounds: int = 3) -> float:

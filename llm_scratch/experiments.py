@@ -374,7 +374,7 @@ DEMO = Experiment(
     ),
     train=TrainConfig(
         steps=1100, batch_size=8, lr=4e-3, lr_min=4e-5, warmup=50, weight_decay=0.1, seed=1, eval_every=550,
-        eval_batch_size=16, checkpoint_every=300, log_every=10, precision="fast",
+        eval_batch_size=16, checkpoint_every=300, log_every=10, precision="fast", fused_loss=True,
     ),
 )  # fmt: skip
 

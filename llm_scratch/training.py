@@ -1183,12 +1183,14 @@ def loss_and_gradient_(
     targets: Tensor,  # (R,) int64
 ) -> Tensor:  # (R,) float32 losses
     "Cross-entropy of each row; leaves softmax minus one-hot in place of the logits."
-    log_p = logits.float().log_softmax(-1)
-    index = targets[:, None]
-    losses = -log_p.gather(1, index)[:, 0]
-    p = log_p.exp_()
-    logits.copy_(p.scatter_(1, index, p.gather(1, index) - 1))
-    return losses
+    x, index = logits.float(), targets[:, None]
+    top, hit = x.amax(-1, keepdim=True), x.gather(1, index)
+    p = x.sub_(top).exp_()  # in place: new memory costs more than the arithmetic
+    total = p.sum(-1, keepdim=True)
+    p.div_(total).scatter_add_(1, index, torch.full_like(hit, -1))
+    if p is not logits:  # narrower logits
+        logits.copy_(p)
+    return (total.log() - (hit - top))[:, 0]
 
 # %% ../nbs/03_training.ipynb #131feca9
 @triton.jit
