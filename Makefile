@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup export readme format lint lab book check-book clean
+.PHONY: demo test setup export format lint lab book check-book clean
 
 setup: $(READY)
 
