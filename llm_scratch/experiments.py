@@ -246,14 +246,14 @@ def _gpu_rates(base: Experiment) -> list[Experiment]:
 def _gpu_batches(base: Experiment) -> list[Experiment]:
     "Equal tokens at a constant rate that grows with the root of the batch."
     total = base.train.steps * base.train.batch_size
-    return [
+    return _twice(
         vary(
             base, f"gpu-batch-{b}", batch_size=b, steps=total // b, warmup=max(1, total // b // 20), schedule="constant",
             lr=1e-3 * math.sqrt(b / 64), lr_min=None, eval_every=max(1, total // b // 20),
             log_every=max(1, total // b // 100),
         )
         for b in (1, 4, 16, 64, 256, 1024)
-    ]  # fmt: skip
+    )  # fmt: skip
 
 # %% ../nbs/06_experiments.ipynb #68ac0fc8
 def _gpu_schedules(base: Experiment) -> list[Experiment]:
@@ -294,7 +294,7 @@ def _gpu_races(base: Experiment) -> list[Experiment]:
     train = replace(_reference_train(10_000, 128, 500, 1e-3), eval_every=250, log_every=100, self_test=False)
     theirs = vary(base, "gpu-reference-10k", train=train, prompt="The old man")
     change = dict(optimizer="muon", schedule="wsd", lr=4e-3, lr_min=None, steps=5000, warmup=100)
-    return [theirs, vary(theirs, "gpu-muon-wsd-5k", **change)]
+    return _twice([theirs, vary(theirs, "gpu-muon-wsd-5k", **change)])
 
 # %% ../nbs/06_experiments.ipynb #b2821a32
 ISO_BUDGETS = {3e13: 32, 1e14: 32, 3e14: 64, 1e15: 128}  # FLOP: sequences in a batch
