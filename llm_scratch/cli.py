@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['SHAPES', 'LEVERS', 'BENCHMARKS', 'COMMANDS', 'positional', 'UsageError', 'flatten', 'parse', 'command_name',
            'Download', 'text_file', 'existing', 'TrainTokenizer', 'Encode', 'Train', 'Experiment', 'Demo', 'Generate',
-           'BenchTokenizer', 'BenchAttention', 'our_model', 'llama', 'write_record', 'training_lanes', 'batch_ladder',
-           'BenchTraining', 'decoding_seconds', 'peer_decoding_seconds', 'BenchGeneration', 'Bench', 'info_system',
-           'info_tokenizer', 'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'Student', 'Progress', 'Reveal',
-           'overview', 'complain', 'main', 'dispatch']
+           'refuse', 'BenchTokenizer', 'BenchAttention', 'our_model', 'llama', 'write_record', 'training_lanes',
+           'batch_ladder', 'BenchTraining', 'decoding_seconds', 'peer_decoding_seconds', 'BenchGeneration', 'Bench',
+           'info_system', 'info_tokenizer', 'info_tokens', 'info_text', 'chosen', 'info_run', 'Info', 'Student',
+           'Progress', 'Reveal', 'overview', 'complain', 'main', 'dispatch']
 
 # %% ../nbs/10_cli.ipynb #352d4833
 import json
@@ -320,6 +320,19 @@ class Generate:
         print()
 
 # %% ../nbs/10_cli.ipynb #18c01061
+def refuse(
+    *files: Path | None,  # to be written
+    **counts: Any,  # option -> its value or values
+) -> None:
+    "Raises `UsageError` for a file that is a folder and for a count below one: now, rather than after minutes."
+    if wrong := [path for path in files if path and path.is_dir()]:
+        raise UsageError(f"{wrong[0]} is a folder; name a file")
+    for option, given in counts.items():
+        values = given if isinstance(given, tuple) else (given,)
+        if low := [value for value in values if value < 1]:
+            raise UsageError(f"--{option} must be at least 1, got {low[0]}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchTokenizer:
     "Measure training and encoding against every tokenizer that is installed, each in a process of its own."
@@ -338,8 +351,7 @@ class BenchTokenizer:
     def run(self):
         from llm_scratch import bpe_engine
 
-        if wrong := [path for path in (self.record, self.plot) if path and path.is_dir()]:
-            raise UsageError(f"{wrong[0]} is a folder; name a file")  # now, rather than after minutes
+        refuse(self.record, self.plot)
         sizes = self.vocab_sizes, self.encode_vocab_size
         rows = bpe_engine.benchmark_tokenizer(
             text_file(self.text), *sizes, self.rounds, self.peers or None, self.threads
@@ -392,8 +404,7 @@ class BenchAttention:
             save_attention,
         )
 
-        if wrong := [path for path in (self.record, self.plot) if path and path.is_dir()]:
-            raise UsageError(f"{wrong[0]} is a folder; name a file")
+        refuse(self.record, self.plot)
         parts = self.parts()
         if not torch.cuda.is_available() and not (self.lengths and self.tokens and self.hidden):
             raise UsageError(
@@ -542,8 +553,7 @@ class BenchTraining:
     def run(self):
         if self.size not in SHAPES:
             raise UsageError(f"no size {self.size!r}; there are: {', '.join(SHAPES)}")
-        if self.batches and min(self.batches) < 1:
-            raise UsageError(f"a batch has at least one sequence; got --batches {min(self.batches)}")
+        refuse(self.record, rounds=self.rounds, steps=self.steps, batches=self.batches)
         from llm_scratch.model import flops
         from llm_scratch.training import choose_device, race
 
@@ -621,7 +631,7 @@ class BenchGeneration:
     size: str = positional("SIZE", default="small")  # micro, demo, tiny, small or medium
     batches: tuple[int, ...] = (1, 64)  # rows at a time
     prompt: int = 16  # tokens of each prompt
-    tokens: int = 64  # new tokens in a turn; four turns must fit into the context
+    tokens: int = 64  # new tokens in a turn; three turns and four tokens must fit into the context
     compile: bool = True  # measure the compiled step as well
     record: Path | None = None  # write rows, device and versions to this JSON file as well
 
@@ -630,6 +640,13 @@ class BenchGeneration:
     def run(self):
         if self.size not in SHAPES:
             raise UsageError(f"no size {self.size!r}; there are: {', '.join(SHAPES)}")
+        refuse(self.record, batches=self.batches, prompt=self.prompt, tokens=self.tokens)
+        context, needed = SHAPES[self.size][1], self.prompt + 4 + 3 * self.tokens  # the first turn has four
+        if needed > context:
+            raise UsageError(
+                f"--prompt and the turns of --tokens need {needed} positions, {self.size} has {context}: "
+                f"take at most --tokens {max(1, (context - 4 - self.prompt) // 3)}"
+            )
         import torch
 
         from llm_scratch.generation import CachedLogits, RecordedLogits

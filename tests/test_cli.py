@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from llm_scratch import training
 from llm_scratch.cli import COMMANDS, main
 from llm_scratch.data import END, tales
 
@@ -278,6 +279,45 @@ def test_bench_measures(cli, here):
     rows = [row for row in record["rows"] if row["peer"] == "tiktoken"]
     assert {row["task"] for row in rows} == {"encode", "strings"} and all(row["same_ids"] for row in rows)
     assert out.count("| tiktoken") == len(rows) == 3 and Path("new/speed.png").stat().st_size > 5000
+
+
+def test_bench_training_and_generation(cli, here, monkeypatch):
+    refused(cli("bench training micro --record runs"), "runs is a folder")
+    refused(cli("bench training micro --rounds 0"), "--rounds must be at least 1")
+    refused(cli("bench training micro --batches 2 0"), "--batches must be at least 1")
+    refused(cli("bench training macro"), "macro", "micro, demo, tiny")
+    refused(cli("bench generation micro --record runs"), "runs is a folder")
+    refused(cli("bench generation micro --batches 0"), "--batches must be at least 1")
+    refused(cli("bench generation micro --tokens 9"), "47 positions, micro has 32", "--tokens 4")
+
+    quick = "--no-peer --rounds 1 --steps 1"
+    code, out, err = cli(f"bench training micro {quick} --batches 4 2 --record new/ladder.json")
+    assert code == 0, err
+    rows = json.loads(Path("new/ladder.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["batch"] for row in rows] == [2, 4] and out.count("tokens/s") == 2
+    assert all(abs(row["tokens_per_s"] * row["seconds"] / 32 / row["batch"] - 1) < 1e-6 for row in rows)
+
+    race, measured = training.race, []
+
+    def too_small(lanes, *turns):  # a device that holds the first batch only
+        measured.append(lanes)
+        if len(measured) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return race(lanes, *turns)
+
+    monkeypatch.setattr(training, "race", too_small)
+    code, out, err = cli(f"bench training micro {quick} --batches 8 1 2 --record new/ladder.json")
+    assert code == 0, err
+    rows = json.loads(Path("new/ladder.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["batch"] for row in rows] == [1, 2] and rows[1]["status"] in out
+    assert rows[1]["status"] == "out of memory" and len(measured) == 2  # 8 was not tried
+
+    code, out, err = cli(
+        "bench generation micro --batches 2 --tokens 4 --no-compile --record new/gen.json"
+    )
+    assert code == 0, err
+    rows = json.loads(Path("new/gen.json").read_text(encoding="utf-8"))["rows"]
+    assert {"plain", "recorded"} <= {row["name"] for row in rows} and all(row["batch"] == 2 for row in rows)
 
 
 def test_bench_attention(cli, here):
