@@ -312,9 +312,7 @@ def test_bench_training_and_generation(cli, here, monkeypatch):
     assert [row["batch"] for row in rows] == [1, 2] and rows[1]["status"] in out
     assert rows[1]["status"] == "out of memory" and len(measured) == 2  # 8 was not tried
 
-    code, out, err = cli(
-        "bench generation micro --batches 2 --tokens 4 --no-compile --record new/gen.json"
-    )
+    code, out, err = cli("bench generation micro --batches 2 --tokens 4 --no-compile --record new/gen.json")
     assert code == 0, err
     rows = json.loads(Path("new/gen.json").read_text(encoding="utf-8"))["rows"]
     assert {"plain", "recorded"} <= {row["name"] for row in rows} and all(row["batch"] == 2 for row in rows)
