@@ -14,13 +14,13 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
            'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'count_segment',
            'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed',
-           'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'gain', 'enlist',
-           'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell',
-           'first_names', 'neighbors', 'merge_pair', 'with_events', 'learn', 'train', 'pair_of', 'find_rank',
-           'place_of', 'rank_of', 'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word', 'write_ids',
-           'remember', 'emit', 'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment', 'has_room',
-           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it',
-           'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
+           'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'place_in', 'gain',
+           'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token',
+           'spell', 'first_names', 'neighbors', 'merge_pair', 'swept', 'with_events', 'learn', 'train', 'pair_of',
+           'find_rank', 'place_of', 'rank_of', 'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word',
+           'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment',
+           'has_room', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk',
+           'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
            'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
            'save_benchmark', 'plot_tokenizer_benchmark']
 
@@ -54,9 +54,8 @@ import regex
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
-from tqdm.auto import tqdm
 
-from .data import END, corpus, replacing
+from .data import END, corpus, progress_bar, replacing
 
 # %% ../nbs/01a_bpe_engine.ipynb #e744479d
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
@@ -1068,12 +1067,15 @@ def list_words(address, words, symbols, scratch):
             w += 1
 
 
-def listed(self: Memory) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,) int32
+def listed(
+    self: Memory,
+    dtype: type = np.int32,  # of symbols
+) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,)
     "The counted words and their bytes."
     short_bytes = int((self.slots["high"] >> np.uint64(56)).sum())
     words, symbols = (
         np.zeros(len(self), WORD),
-        np.zeros(short_bytes + int(self.longs["length"].sum()), np.int32),
+        np.zeros(short_bytes + int(self.longs["length"].sum()), dtype),
     )
     list_words(self.address, words, symbols, np.zeros(16, np.uint8))
     return words, symbols
@@ -1087,9 +1089,9 @@ PAIR = np.dtype(
     [
         ("left", np.int32),
         ("right", np.int32),
+        ("num_words", np.int32),
         ("count", np.int64),
         ("first", np.int64),
-        ("num_words", np.int64),
     ]
 )
 
@@ -1130,10 +1132,10 @@ def row_of(pair_slots, pairs, used, left, right):
 # %% ../nbs/01a_bpe_engine.ipynb #ac2e03c0
 @jit
 def roomy(pair_slots, pairs, used, more):
-    "(slots, rows) with room for `more` pairs; at most half of the slots are in use, so searches are short."
+    "(slots, rows) with room for `more` pairs; at most 60 % of the slots are in use, so searches are short."
     pairs = grown(pairs, used, more)
     size = len(pair_slots)
-    while 2 * (used + more) > size:
+    while 5 * (used + more) > 3 * size:
         size *= 2
     if size > len(pair_slots):
         pair_slots = np.full(size, NONE, np.int32)
@@ -1145,13 +1147,14 @@ def roomy(pair_slots, pairs, used, more):
 @jit
 def count_pairs(words, symbols):
     "The rows of all pairs, and for each the list of words that have it."
-    pairs, pair_slots, used = np.empty(1 << 10, PAIR), np.full(1 << 11, NONE, np.int32), 0
-    rows, newest = np.empty(len(symbols), np.int32), np.full(len(pairs), NONE, np.int32)
+    pairs, pair_slots, used = np.empty(1024 + len(symbols) // 4, PAIR), np.full(1 << 11, NONE, np.int32), 0
+    rows, newest = np.empty(len(symbols), np.int32), np.full(1 << 10, NONE, np.int32)
     for w in range(len(words)):
         first, last = words[w].start, words[w].start + words[w].length - 1
-        pair_slots, pairs = roomy(pair_slots, pairs, used, last - first + 1)
-        if len(newest) < len(pairs):
-            newest = np.concatenate((newest, np.full(len(pairs) - len(newest), NONE, np.int32)))
+        more = last - first + 1
+        pair_slots, pairs = roomy(pair_slots, pairs, used, more)
+        if len(newest) < used + more:
+            newest = np.concatenate((newest, np.full(len(newest) + more, NONE, np.int32)))
         for i in range(first, last):
             rows[i], used = row_of(pair_slots, pairs, used, symbols[i], symbols[i + 1])
             pairs[rows[i]].count += words[w].count
@@ -1169,7 +1172,7 @@ def first_lists(words, pairs, used, rows, newest):
         pairs[p].first = end
         end += pairs[p].num_words
         pairs[p].num_words, newest[p] = 0, NONE
-    lists = np.empty(2 * end + 1, np.int32)
+    lists = np.empty(4 * end + 1, np.int32)  # more than is needed to begin with: see below
     for w in range(len(words)):
         for i in range(words[w].start, words[w].start + words[w].length - 1):
             pair = pairs[rows[i]]
@@ -1210,7 +1213,7 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
     for k in range(len(todo)):
         if k + 8 < len(todo):  # by the time we get there, it has come
             prefetch(words_at + WORD_BYTES * todo[min(k + 16, len(todo) - 1)])
-            prefetch(symbols_at + 4 * words[todo[k + 8]].start)
+            prefetch(symbols_at + symbols.itemsize * words[todo[k + 8]].start)
         w = todo[k]
         word = words[w]
         i, kept, end = word.start, word.start, word.start + word.length
@@ -1245,18 +1248,25 @@ WORD_BYTES = WORD.itemsize
 
 # %% ../nbs/01a_bpe_engine.ipynb #7fec31c2
 @inline
-def gain(pair_slots, pairs, used, left, right, row, lists, end):
-    "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, their end)."
+def place_in(lists, free, more):
+    "(where `more` entries fit, lists, what is free then): in the gap that the merged pair left, or else at the end."
+    gap, gap_end, end = free
+    if gap + more <= gap_end:
+        return gap, lists, (gap + more, gap_end, end)
+    return end, grown(lists, end, more), (gap, gap_end, end + more)
+
+
+@inline
+def gain(pair_slots, pairs, used, left, right, row, lists, free):
+    "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, what is free)."
     row.row, used = row_of(pair_slots, pairs, used, left, right)
     pair = pairs[row.row]
     pair.count += row.change
-    lists = grown(lists, end, pair.num_words + row.num_words)
-    for k in range(
-        pair.num_words
-    ):  # known before, since the symbol was: its list moves to where there is room
-        lists[end + k] = lists[pair.first + k]
-    pair.first = end
-    return used, lists, end + pair.num_words + row.num_words
+    first, lists, free = place_in(lists, free, pair.num_words + row.num_words)
+    for k in range(pair.num_words):  # known before, since the symbol was: its list moves along
+        lists[first + k] = lists[pair.first + k]
+    pair.first = first
+    return used, lists, free
 
 
 @inline
@@ -1364,21 +1374,16 @@ def refill(heap, pairs, used, spelling):
 
 
 @jit
-def commonest(heap, size, threshold, pairs, used, spelling):
-    "(row of the pair to merge or NONE, heap, size, threshold)"
-    while True:
-        if size == 0:
-            if threshold == 1:  # no pair is left
-                return NONE, heap, size, threshold
-            heap, size, threshold = refill(heap, pairs, used, spelling)
-            if size == 0:
-                return NONE, heap, size, threshold
+def commonest(heap, size, threshold, pairs, spelling):
+    "(row of the pair to merge, or NONE if the heap has none any more; entries left)"
+    while size:
         size = pop(heap, size, spelling, pairs)
         claimed, p = heap[size].count, heap[size].pair
         if pairs[p].count == claimed:
-            return p, heap, size, threshold
+            return p, size
         if threshold <= pairs[p].count < claimed:  # it fell since; one that rose has another entry
             size = push(heap, size, p, spelling, pairs)
+    return NONE, 0
 
 # %% ../nbs/01a_bpe_engine.ipynb #3baf31df
 @jit
@@ -1432,13 +1437,14 @@ def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
     "Merges pair p into the symbol `new` everywhere; -> (table of pairs, lists, their end, neighbors left, right)."
     pair_slots, pairs, used = table
     a, b = np.int64(pairs[p].left), np.int64(pairs[p].right)
-    todo = lists[pairs[p].first : pairs[p].first + pairs[p].num_words]
+    first, last = np.int64(pairs[p].first), np.int64(pairs[p].first + pairs[p].num_words)
+    todo, free = lists[first:last], (first, last, end)  # when these words are rewritten, nobody needs their list
     n, left_events, m, right_events = rewrite(todo, a, b, new, words, symbols, lefts, rights)
     pair_slots, pairs = roomy(pair_slots, pairs, used, n + m)
     for x in lefts[1][:n]:
-        used, lists, end = gain(pair_slots, pairs, used, x, new, lefts[0][x], lists, end)
+        used, lists, free = gain(pair_slots, pairs, used, x, new, lefts[0][x], lists, free)
     for y in rights[1][:m]:
-        used, lists, end = gain(pair_slots, pairs, used, new, y, rights[0][y], lists, end)
+        used, lists, free = gain(pair_slots, pairs, used, new, y, rights[0][y], lists, free)
     enlist(lefts[0], lefts[2], left_events, pairs, lists)
     enlist(rights[0], rights[2], right_events, pairs, lists)
     for x in lefts[1][:n]:
@@ -1446,7 +1452,21 @@ def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
     for y in rights[1][:m]:
         lose(pair_slots, pairs, b, y, rights[0][y])
     pairs[p].count = pairs[p].num_words = 0
-    return (pair_slots, pairs, used), lists, end, n, m
+    return (pair_slots, pairs, used), lists, free[2], n, m
+
+# %% ../nbs/01a_bpe_engine.ipynb #e5fa7c16
+@jit
+def swept(pair_slots, pairs, used):
+    "Throws away the rows of pairs that no word has; -> how many stay. Rows get other numbers."
+    kept = 0
+    for p in range(used):
+        if pairs[p].count > 0:
+            pairs[kept] = pairs[p]
+            kept += 1
+    pair_slots[:] = NONE
+    for p in range(kept):
+        pair_slots[find_pair(pair_slots, pairs, pairs[p].left, pairs[p].right)] = p
+    return kept
 
 # %% ../nbs/01a_bpe_engine.ipynb #b661c7ca
 @jit
@@ -1471,9 +1491,13 @@ def learn(words, symbols, vocab, vocab_size, first, text):
     heap, size, threshold = np.empty(1 << 10, ENTRY), 0, 0
     merges, done = np.empty((1 << 10, 2), np.int32), 0
     while vocab < vocab_size:
-        p, heap, size, threshold = commonest(heap, size, threshold, pairs, used, (prefix, first, text))
+        p, size = commonest(heap, size, threshold, pairs, (prefix, first, text))
         if p == NONE:
-            break
+            used = swept(pair_slots, pairs, used)
+            if used == 0:
+                break
+            heap, size, threshold = refill(heap, pairs, used, (prefix, first, text))
+            continue
         a, b = np.int64(pairs[p].left), np.int64(pairs[p].right)
         text = grown(text, first[vocab], first[a + 1] - first[a] + first[b + 1] - first[b])
         spell((prefix, first, text), a, b, vocab)
@@ -1506,7 +1530,7 @@ def train(
     "Learns merges from counted words, as `tokenizer.learn_merges` does."
     first, text = np.zeros(vocab_size + 2, np.int64), np.frombuffer(b"".join(tokens), np.uint8).copy()
     first[1 : len(tokens) + 1] = np.cumsum([len(token) for token in tokens])
-    words, symbols = counted.listed()
+    words, symbols = counted.listed(np.uint16 if vocab_size <= 1 << 16 else np.int32)
     counted.make_tables(*SMALL)
     vocab, first, text, merges = learn(words, symbols, len(tokens), vocab_size, first, text)
     spelled, cuts = text.tobytes(), first.tolist()
@@ -2107,7 +2131,9 @@ def _train_ours(job: dict) -> Callable:
     import warnings
 
     from llm_scratch.tokenizer import train_bpe
+    from numba.core import entrypoints
 
+    entrypoints._already_initialized = True  # numba's own: it does not look for extensions
     warnings.simplefilter("ignore")  # a text with too few pairs: the row says how many were learned
     vocab, _ = train_bpe(job["text"], job["vocab_size"], [job["end"]], job["threads"])
     return vocab.values
@@ -2115,7 +2141,9 @@ def _train_ours(job: dict) -> Callable:
 
 def _encoder_ours(job: dict) -> tuple[Callable, Callable]:
     from llm_scratch.tokenizer import Tokenizer
+    from numba.core import entrypoints
 
+    entrypoints._already_initialized = True
     tokenizer = Tokenizer.load(job["tokenizer"])
     encode_file = lambda path: [tokenizer.encode_to_array(path, job["threads"], progress=False)]
     return encode_file, tokenizer.encode
@@ -2471,12 +2499,13 @@ def benchmark_tokenizer(
     with TemporaryDirectory(dir=_scratch_place(4 * size)) as folder:
         common = prepare_benchmark(path, encode_vocab_size, Path(folder), progress)
         jobs = plan_benchmark(names, size, vocab_sizes, common["encode_vocab_size"], counts)
-        bar = tqdm(jobs * rounds, desc="measuring", disable=not progress)
-        for job in bar:
-            bar.set_postfix_str(f"{job.task}, {job.peer}, {job.threads} thread{'s' * (job.threads > 1)}")
-            if not _settled(runs[job]):
-                own = {"text": _head(path, job.size, Path(folder))} | asdict(job)
-                runs[job].append(run_apart(job.task, PEERS[job.peer], common | own))
+        with progress_bar(progress, total=len(jobs) * rounds, desc="measuring") as bar:
+            for job in jobs * rounds:
+                bar.set_postfix_str(f"{job.task}, {job.peer}, {job.threads} thread{'s' * (job.threads > 1)}")
+                if not _settled(runs[job]):
+                    own = {"text": _head(path, job.size, Path(folder))} | asdict(job)
+                    runs[job].append(run_apart(job.task, PEERS[job.peer], common | own))
+                bar.update()
     copy = {"task": "copy", "peer": "numpy", "threads": 1, "mb_per_s": memory_bandwidth() / 1e6}
     found = [summarize(job, runs[job], runs[replace(job, peer=OURS)]) for job in jobs]
     return [copy, *(row for rows in found for row in rows)]

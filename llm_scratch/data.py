@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['log', 'END', 'PEOPLE', 'ANIMALS', 'KINDS', 'SETTING', 'PHRASES', 'PLOTS', 'HUB', 'variants', 'with_article', 'slots',
-           'read_phrases', 'Plot', 'parse_plot', 'story', 'tales', 'replacing', 'data_dir', 'inspect_text', 'documents',
-           'Corpus', 'fetch', 'corpus', 'token_dtype', 'TokenWriter', 'load_tokens']
+           'read_phrases', 'Plot', 'parse_plot', 'story', 'tales', 'replacing', 'data_dir', 'NoBar', 'progress_bar',
+           'inspect_text', 'documents', 'Corpus', 'fetch', 'corpus', 'token_dtype', 'TokenWriter', 'load_tokens']
 
 # %% ../nbs/00_data.ipynb #94313993
 import errno
@@ -27,7 +27,6 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 END = "<|endoftext|>"  # stands between documents in every file of text
@@ -390,6 +389,37 @@ def data_dir() -> Path:  # may not exist yet
     project = Path(importlib.util.find_spec("llm_scratch").origin).parents[1]
     return project / "data" if (project / "nbs").is_dir() else Path.home() / ".cache" / "llm_scratch"
 
+# %% ../nbs/00_data.ipynb #5b1f9d27
+class NoBar:
+    "What a bar of tqdm can do, without showing anything."
+
+    def __init__(self):
+        self.n = 0
+
+    def update(self, more: int = 1) -> None:
+        self.n += more
+
+    def set_postfix_str(self, text: str) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def progress_bar(
+    shown: bool,
+    **options,  # of tqdm
+):  # a bar, or `NoBar`; to be used in a `with`
+    "A bar of tqdm for the terminal or the notebook."
+    if not shown:
+        return NoBar()
+    from tqdm.auto import tqdm
+
+    return tqdm(**options)
+
 # %% ../nbs/00_data.ipynb #b8905ceb
 _BLOCK = 1 << 20
 _MARKS = (END, "\n\n", "\r\n\r\n", "\n", " ")  # what may separate documents, the best first
@@ -398,8 +428,8 @@ _MARKS = (END, "\n\n", "\r\n\r\n", "\n", " ")  # what may separate documents, th
 def _blocks(path: Path) -> Iterator[bytes]:
     "The bytes of a file, unpacked if its name ends in .gz, with a progress bar if it is large."
     size = path.stat().st_size
-    progress = tqdm(
-        total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=size < 1 << 28
+    progress = progress_bar(
+        size >= 1 << 28, total=size, desc=path.name, unit="B", unit_scale=True, leave=False
     )
     with open(path, "rb") as raw, progress:
         file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
@@ -530,8 +560,8 @@ def _of_tales(
     if not (corpus.train.exists() and corpus.valid.exists()):
         held = list(tales(min(size // 20, 5_000_000), seed, 1 << 40, cast))
         rest = size - min(size // 20, 5_000_000)
-        progress = tqdm(
-            total=rest, desc="tales", unit="B", unit_scale=True, leave=False, disable=size < 1 << 26
+        progress = progress_bar(
+            size >= 1 << 26, total=rest, desc="tales", unit="B", unit_scale=True, leave=False
         )
         with replacing(corpus.train) as train, replacing(corpus.valid) as valid, progress:
             valid.write_bytes("".join(f"{text}\n{END}\n" for text in held).encode())

@@ -28,9 +28,8 @@ from pathlib import Path
 import numpy as np
 import regex
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
-from .data import TokenWriter, replacing, token_dtype
+from .data import TokenWriter, progress_bar, replacing, token_dtype
 
 # %% ../nbs/01_tokenizer.ipynb #c408a2aa
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -240,7 +239,7 @@ def learn_merges(
     ids = {token: token_id for token_id, token in vocab.items()}
     words = [list(word.encode()) for word in word_counts]  # a byte is its own id
     table = PairTable(words, list(word_counts.values()), vocab)
-    with tqdm(total=vocab_size - len(vocab), unit="token", desc="merging pairs", disable=not progress) as bar:
+    with progress_bar(progress, total=vocab_size - len(vocab), unit="token", desc="merging pairs") as bar:
         while len(vocab) < vocab_size and (pair := table.most_frequent()):
             a, b = vocab[pair[0]], vocab[pair[1]]
             merges.append((a, b))
@@ -453,7 +452,7 @@ def count_words(
     counts, count = Counter(), partial(count_range, path, special_tokens, pattern=pattern)
     with (
         closing(ordered_map(count, spans, num_processes)) as results,
-        tqdm(total=size, unit="B", unit_scale=True, desc="counting words", disable=not progress) as bar,
+        progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting words") as bar,
     ):
         for span, found in zip(spans, results, strict=True):
             counts.update(found)
@@ -509,10 +508,10 @@ def _count_compiled(fast, path, special_tokens, num_processes, progress, pattern
             read_range(path, span)  # raises, and says where
         return span[1] - span[0]
 
-    spans = file_ranges(path, special_tokens, _PIECE // 4)  # small: tables have room for a piece of new words
+    spans = file_ranges(path, special_tokens, _PIECE // 8)  # small: tables have room for a piece of new words
     with (
         closing(ordered_map(count, spans, num_processes, threads=True)) as results,
-        tqdm(total=size, unit="B", unit_scale=True, desc="counting words", disable=not progress) as bar,
+        progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting words") as bar,
     ):
         for num_bytes in results:
             bar.update(num_bytes)
@@ -832,8 +831,8 @@ def _encoded(
         encode_range = partial(self._encode_range_compiled, path, token_dtype(self.vocab_size), place=place)
     with (
         closing(ordered_map(encode_range, spans, num_processes, crew is not None)) as results,
-        tqdm(
-            total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}", disable=not progress
+        progress_bar(
+            progress, total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}"
         ) as bar,
     ):
         for span, ids in zip(spans, results, strict=True):
