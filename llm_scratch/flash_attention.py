@@ -985,11 +985,11 @@ def _fetch_queries(q, do, lse2, delta, at, q0, full, slot, tiles, wanted, BLOCK_
 
 @gluon.jit
 def _early_dkv_tiles(
-    own, walked, at, tiles, full, dk, dv, last, n0, t0, begin, end, count, scale,
+    own, walked, at, tiles, full, dk, dv, first, n0, t0, begin, end, count, scale,
     MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     # `_dkv_tiles` for tiles of queries `begin` to `end` out of `count`; tile t0 is step n0 of this program. A query
-    # sees key j if its number is at least `last`.
+    # sees key j if its number is at least `first`.
     q, do, lse2, delta = walked
     zeros = gl.zeros([64, BLOCK_Q], gl.float32, S)
     for t in range(begin, end):
@@ -1010,7 +1010,7 @@ def _early_dkv_tiles(
         pT = gl.exp2(sT * scale - L[None, :])
         if MASK:
             i = t * BLOCK_Q + gl.arange(0, BLOCK_Q, layout=gl.SliceLayout(0, S))
-            pT = gl.where(i[None, :] >= last[:, None], pT, 0.0)
+            pT = gl.where(i[None, :] >= first[:, None], pT, 0.0)
         p = gl.convert_layout(pT.to(q.dtype), P)
         dpT, p = warpgroup_mma_wait(0, deps=[products, p])
         dv = warpgroup_mma(p, dO, dv, is_async=True)
