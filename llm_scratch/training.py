@@ -11,11 +11,12 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'claim_folder', 'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter',
            'compiled', 'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton',
            'loss_and_gradient_', 'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy',
-           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'rms_norm', 'rms_norm_backward', 'gate',
-           'gate_backward_', 'take_apart', 'turn', 'attention_inputs', 'attention_inputs_backward', 'AttentionInputs',
-           'gated_layer', 'gated_layer_backward', 'FusedBlock', 'can_fuse', 'Recording', 'make_adamw', 'random_state',
-           'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve',
-           'plot_metrics', 'LivePlot']
+           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'Quantized', 'new_rows', 'product', 'rms_norm',
+           'rms_norm_backward', 'row_pieces', 'gate', 'gate_backward_', 'take_apart', 'turn', 'attention_inputs',
+           'attention_inputs_backward', 'AttentionInputs', 'gated_layer', 'gated_layer_backward', 'FusedBlock',
+           'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8', 'check_fusing', 'Recording',
+           'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane', 'race',
+           'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -40,7 +41,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -364,6 +365,12 @@ def refuse_impossible(config: "TrainConfig") -> None:
         (c.clip is None or c.clip > 0, "clip must be positive, or None for no limit"),
         (c.batch_size % c.accumulation == 0, "accumulation must divide batch_size"),
         (0 <= c.seed < 1 << 64, "seed must lie between 0 and 2**64 - 1"),
+        (
+            not c.fp8
+            or c.precision not in ("fp32", "fp16")
+            and False not in (c.bf16_weights, c.fused_layers),
+            "fp8 needs bf16_weights in fused_layers, and precision 'bf16'",
+        ),
     ):
         if not holds:
             values = [f"{k}={v!r}" for k, v in asdict(c).items() if k in re.findall(r"\w+", rule)]
@@ -397,6 +404,7 @@ class TrainConfig:
     compile: bool | None = None  # torch.compile: slow to start, then faster; None: on CUDA
     bf16_weights: bool | None = None  # compute with copies in bfloat16, update float32 ones; None: on CUDA
     fused_layers: bool | None = None  # those copies' blocks in a few large pieces; None: on CUDA
+    fp8: bool = False  # most products of these blocks in 8 bits: faster, and coarser; Ada, Hopper and newer
     recording: bool | None = None  # forward and backward pass as one CUDA graph; None: on CUDA
     fused_loss: bool | None = None  # loss without the logits in memory; None: on CUDA
     fused_adamw: bool | None = None  # one kernel updates all weights; None: on CUDA
@@ -900,6 +908,8 @@ def claim_folder(
                 f"{config} is damaged ({error}): restore it, or overwrite the run"
             ) from error
         longer = {"steps"} if settings["train"]["schedule"] != "cosine" else set()
+        defaults = json.loads(json.dumps(asdict(TrainConfig())))  # of fields that came after the run
+        saved["train"] = defaults | (saved.get("train") or {})
         for part in ("model", "train", "data"):
             require_same(saved.get(part), settings.get(part), f"{config} ({part})", FREE | longer)
     with replacing(config) as out:
@@ -1521,24 +1531,75 @@ class Twin:
     def take_over_weights(self) -> None:
         torch._foreach_copy_(self.copies, self.masters)
 
+# %% ../nbs/03_training.ipynb #d4097a0f
+class Quantized(NamedTuple):
+    "A matrix in 8 bits: `values * scales`, rounded."
+
+    values: Tensor  # (N, K) float8_e4m3fn
+    scales: Tensor  # (N, 1) float32
+
+    def dequantize(self) -> Tensor:  # (N, K) float32
+        return self.values.float() * self.scales
+
+
+def new_rows(
+    like: Tensor,  # (N, ...)
+    width: int,
+    fp8: bool,
+) -> tuple[Tensor, Tensor | None]:  # (N, width), and (N, 1) for scales of 8 bits
+    "Room for what a kernel writes."
+    if not fp8:
+        return like.new_empty(len(like), width), None
+    values = like.new_empty(len(like), width, dtype=torch.float8_e4m3fn)
+    return values, like.new_empty(len(like), 1, dtype=torch.float32)
+
+
+def product(
+    a: Tensor | Quantized,  # (N, K)
+    weight: Tensor,  # (M, K)
+    plus: Tensor | None = None,  # (N, M)
+) -> Tensor:  # (N, M)
+    "a @ weight.T + plus, in as many bits as `a` has."
+    if isinstance(a, Quantized):
+        out = product8(a, triton_quantize(weight), weight.dtype)
+        return out if plus is None else out.add_(plus)
+    return a @ weight.T if plus is None else torch.addmm(plus, a, weight.T)
+
 # %% ../nbs/03_training.ipynb #e79b557d
+@triton.jit
+def _scale_row(
+    scales,
+    r,
+    top,  # (N,) float32, or None where nothing is scaled; row; its largest absolute value
+):
+    # What row r is divided by before it is stored: in 8 bits, what brings `top` to 448, the largest number there.
+    s = 1.0
+    if scales is not None:
+        s = tl.maximum(top, 1e-30) / 448
+        tl.store(scales + r, s)
+    return s
+
+
 @triton.jit
 def _norm_kernel(
     x,
     gain,
     y,
-    scale,  # (N, D), (D,), (N, D), (N,) float32
+    scales,
+    inverse,  # (N, D), (D,), (N, D), (N,) float32 or None, (N,) float32
     D,
     eps,
     BLOCK: tl.constexpr,  # a power of two, at least D
 ):
-    # grid (N,): program r reads row r, stores it normed, and 1 / rms.
+    # grid (N,): program r reads row r, stores it normed, in 8 bits if there are `scales`, and 1 / rms.
     r, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)  # [BLOCK]
     t = tl.load(x + r * D + c, mask=c < D, other=0.0).to(tl.float32)
     s = 1 / tl.sqrt(tl.sum(t * t, 0) / D + eps)
     g = tl.load(gain + c, mask=c < D, other=0.0).to(tl.float32)
-    tl.store(y + r * D + c, (t * s * g).to(y.dtype.element_ty), mask=c < D)
-    tl.store(scale + r, s)
+    t = t * s * g
+    t = t / _scale_row(scales, r, tl.max(tl.abs(t), 0))
+    tl.store(y + r * D + c, t.to(y.dtype.element_ty), mask=c < D)
+    tl.store(inverse + r, s)
 
 
 @triton.jit
@@ -1575,11 +1636,12 @@ def rms_norm(
     x: Tensor,  # (N, D) contiguous
     gain: Tensor,  # (D,)
     eps: float,
-) -> tuple[Tensor, Tensor]:  # (N, D) normed; (N,) float32: 1 / rms, for the backward pass
-    y, scale = torch.empty_like(x), torch.empty(len(x), device=x.device)
-    width = x.shape[1]
-    _norm_kernel[(len(x),)](x, gain, y, scale, width, eps, BLOCK=triton.next_power_of_2(width))
-    return y, scale
+    fp8: bool = False,
+) -> tuple[Tensor | Quantized, Tensor]:  # (N, D) normed; (N,) float32: 1 / rms, for the backward pass
+    N, D = x.shape
+    (y, scales), inverse = new_rows(x, D, fp8), torch.empty(N, device=x.device)
+    _norm_kernel[(N,)](x, gain, y, scales, inverse, D, eps, BLOCK=triton.next_power_of_2(D))
+    return Quantized(y, scales) if fp8 else y, inverse
 
 
 def rms_norm_backward(
@@ -1601,15 +1663,18 @@ def rms_norm_backward(
 @triton.jit
 def _gate_kernel(
     gate_up,
-    h,  # (N, 2F), gates before ups; (N, F)
+    h,
+    scales,  # (N, 2F), gates before ups; (N, F); (N,) float32 or None
     F,
     BLOCK: tl.constexpr,
 ):
-    # grid (N, F / BLOCK): each program a piece of a row.
+    # grid (N, F / BLOCK): each program a piece of a row; with `scales` all of it.
     r, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     gate = tl.load(gate_up + r * 2 * F + c, mask=c < F, other=0.0).to(tl.float32)
     up = tl.load(gate_up + r * 2 * F + F + c, mask=c < F, other=0.0).to(tl.float32)
-    tl.store(h + r * F + c, (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty), mask=c < F)
+    t = gate * tl.sigmoid(gate) * up
+    t = t / _scale_row(scales, r, tl.max(tl.abs(t), 0))
+    tl.store(h + r * F + c, t.to(h.dtype.element_ty), mask=c < F)
 
 
 @triton.jit
@@ -1617,37 +1682,52 @@ def _gate_backward_kernel(
     gate_up,
     dh,
     out,  # (N, 2F); (N, F) gradient of h, overwritten with h; (N, 2F) gradient of gate_up
+    narrow,
+    scales,  # the same gradient in 8 bits (N, 2F), (N,) float32; or None twice
     F,
     BLOCK: tl.constexpr,
 ):
-    # grid (N, F / BLOCK)
+    # grid (N, F / BLOCK), with `scales` (N, 1)
     r, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     gate = tl.load(gate_up + r * 2 * F + c, mask=c < F, other=0.0).to(tl.float32)
     up = tl.load(gate_up + r * 2 * F + F + c, mask=c < F, other=0.0).to(tl.float32)
     d = tl.load(dh + r * F + c, mask=c < F, other=0.0).to(tl.float32)
     s = tl.sigmoid(gate)
-    d_gate = d * up * s * (1 + gate * (1 - s))
+    d_gate, d_up = d * up * s * (1 + gate * (1 - s)), d * gate * s
     tl.store(out + r * 2 * F + c, d_gate.to(out.dtype.element_ty), mask=c < F)
-    tl.store(out + r * 2 * F + F + c, (d * gate * s).to(out.dtype.element_ty), mask=c < F)
+    tl.store(out + r * 2 * F + F + c, d_up.to(out.dtype.element_ty), mask=c < F)
     tl.store(dh + r * F + c, (gate * s * up).to(dh.dtype.element_ty), mask=c < F)
+    if scales is not None:
+        q = _scale_row(scales, r, tl.max(tl.maximum(tl.abs(d_gate), tl.abs(d_up)), 0))
+        tl.store(narrow + r * 2 * F + c, (d_gate / q).to(narrow.dtype.element_ty), mask=c < F)
+        tl.store(narrow + r * 2 * F + F + c, (d_up / q).to(narrow.dtype.element_ty), mask=c < F)
+
+
+def row_pieces(width: int, whole: bool) -> dict:
+    "Launch options of the kernels for gates: a scale is known only to a program that sees the whole row."
+    return {"BLOCK": triton.next_power_of_2(width) if whole else 1024, "num_warps": 8 if whole else 4}
 
 
 def gate(
     gate_up: Tensor,  # (N, 2F) contiguous: what silu is taken of, then what it is multiplied with
-) -> Tensor:  # (N, F)
+    fp8: bool = False,
+) -> Tensor | Quantized:  # (N, F)
     N, F = len(gate_up), gate_up.shape[1] // 2
-    h = gate_up.new_empty(N, F)
-    _gate_kernel[(N, triton.cdiv(F, 1024))](gate_up, h, F, BLOCK=1024)
-    return h
+    (h, scales), options = new_rows(gate_up, F, fp8), row_pieces(F, fp8)
+    _gate_kernel[(N, triton.cdiv(F, options["BLOCK"]))](gate_up, h, scales, F, **options)
+    return Quantized(h, scales) if fp8 else h
 
 
 def gate_backward_(
     gate_up: Tensor,  # (N, 2F) contiguous
     dh: Tensor,  # (N, F) contiguous; overwritten with `gate(gate_up)`
-) -> Tensor:  # (N, 2F) gradient of gate_up
-    (N, F), out = dh.shape, torch.empty_like(gate_up)
-    _gate_backward_kernel[(N, triton.cdiv(F, 1024))](gate_up, dh, out, F, BLOCK=1024)
-    return out
+    fp8: bool = False,
+) -> tuple[Tensor, Tensor | Quantized]:  # (N, 2F) gradient of gate_up; the same, in 8 bits if told so
+    (N, F), out, options = dh.shape, torch.empty_like(gate_up), row_pieces(dh.shape[1], fp8)
+    narrow, scales = new_rows(gate_up, 2 * F, True) if fp8 else (None, None)
+    grid = N, triton.cdiv(F, options["BLOCK"])
+    _gate_backward_kernel[grid](gate_up, dh, out, narrow, scales, F, **options)
+    return out, Quantized(narrow, scales) if fp8 else out
 
 # %% ../nbs/03_training.ipynb #148b5100
 @triton.jit
@@ -1746,17 +1826,25 @@ def turn(
 # %% ../nbs/03_training.ipynb #ff806992
 @torch.library.custom_op("llm_scratch::attention_inputs", mutates_args=())
 def attention_inputs(
-    x: Tensor, gain: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, eps: float
+    x: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor]:  # (B, T, (H + 2J) K) with queries and keys turned; (B·T,) 1 / rms
     "Norm, one product for queries, keys and values, RoPE; x (B, T, D), weight ((H + 2J) K, D)."
-    y, scale = rms_norm(x.flatten(0, 1), gain, eps)
-    qkv = (y @ weight.T).view(*x.shape[:2], -1)
+    y, scale = rms_norm(x.flatten(0, 1), gain, eps, fp8)
+    qkv = product(y, weight).view(*x.shape[:2], -1)
     turn(*take_apart(qkv, heads, kv_heads), qkv, (cos, sin), 1.0, values=False)
     return qkv, scale
 
 
 @attention_inputs.register_fake
-def _(x, gain, weight, cos, sin, heads, kv_heads, eps):
+def _(x, gain, weight, cos, sin, heads, kv_heads, eps, fp8):
     return x.new_empty(*x.shape[:2], len(weight)), x.new_empty(x.shape[:2].numel(), dtype=torch.float32)
 
 
@@ -1788,17 +1876,17 @@ def _(past, dq, dk, dv, x, scale, gain, weight, cos, sin):
 
 
 class AttentionInputs(torch.autograd.Function):
-    "(x, gain, weight, cos, sin, H, J, eps) -> x (B, T, D), queries (B, H, T, K), keys and values (B, J, T, K)."
+    "(x, gain, weight, cos, sin, H, J, eps, fp8) -> x (B, T, D), queries (B, H, T, K), keys and values (B, J, T, K)."
 
     @staticmethod
-    def forward(ctx, x, gain, weight, cos, sin, heads, kv_heads, eps):
-        qkv, scale = attention_inputs(x, gain, weight, cos, sin, heads, kv_heads, eps)
+    def forward(ctx, x, gain, weight, cos, sin, heads, kv_heads, eps, fp8):
+        qkv, scale = attention_inputs(x, gain, weight, cos, sin, heads, kv_heads, eps, fp8)
         ctx.save_for_backward(x, scale, gain, weight, cos, sin)
         return x.view_as(x), *take_apart(qkv, heads, kv_heads)
 
     @staticmethod
     def backward(ctx, past, dq, dk, dv):
-        return *attention_inputs_backward(past, dq, dk, dv, *ctx.saved_tensors), *[None] * 5
+        return *attention_inputs_backward(past, dq, dk, dv, *ctx.saved_tensors), *[None] * 6
 
 # %% ../nbs/03_training.ipynb #fbed1fe1
 @torch.library.custom_op("llm_scratch::gated_layer", mutates_args=())
@@ -1808,45 +1896,53 @@ def gated_layer(
     up: Tensor,  # (2F, D), w1 above w3
     down: Tensor,  # (D, F)
     eps: float,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # x + ffn(norm(x)) (B, T, D); for the backward pass (B·T, 2F) and (B·T,)
     "The feed-forward half of a block."
     flat = x.flatten(0, 1)
-    y, scale = rms_norm(flat, gain, eps)
-    gate_up = y @ up.T
-    return torch.addmm(flat, gate(gate_up), down.T).view_as(x), gate_up, scale
+    y, scale = rms_norm(flat, gain, eps, fp8)
+    gate_up = product(y, up)
+    return product(gate(gate_up, fp8), down, flat).view_as(x), gate_up, scale
 
 
 @gated_layer.register_fake
-def _(x, gain, up, down, eps):
+def _(x, gain, up, down, eps, fp8):
     N = x.shape[:2].numel()
     return torch.empty_like(x), x.new_empty(N, len(up)), x.new_empty(N, dtype=torch.float32)
 
 
 @torch.library.custom_op("llm_scratch::gated_layer_backward", mutates_args=())
 def gated_layer_backward(
-    past: Tensor, x: Tensor, gate_up: Tensor, scale: Tensor, gain: Tensor, up: Tensor, down: Tensor
+    past: Tensor,
+    x: Tensor,
+    gate_up: Tensor,
+    scale: Tensor,
+    gain: Tensor,
+    up: Tensor,
+    down: Tensor,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # gradients of x, gain, up and down
     d, flat = past.contiguous().flatten(0, 1), x.flatten(0, 1)
-    h = d @ down  # the gradient of h, for the moment
-    d_gate_up = gate_backward_(gate_up, h)
+    h = product(triton_quantize(d) if fp8 else d, down.T)  # the gradient of h, for the moment
+    d_gate_up, d_up = gate_backward_(gate_up, h, fp8)
     d_down = d.T @ h
     del h  # the largest that is not needed any more
-    dx, d_gain, y = rms_norm_backward(flat, scale, gain, d_gate_up @ up, d)
+    dx, d_gain, y = rms_norm_backward(flat, scale, gain, product(d_up, up.T), d)
     return dx.view_as(x), d_gain, d_gate_up.T @ y, d_down
 
 
 @gated_layer_backward.register_fake
-def _(past, x, gate_up, scale, gain, up, down):
+def _(past, x, gate_up, scale, gain, up, down, fp8):
     return tuple(torch.empty_like(t) for t in (x, gain, up, down))
 
 
 def _remember_gates(ctx, inputs, output):
-    x, *weights, _ = inputs
+    x, *weights, _, ctx.fp8 = inputs
     ctx.save_for_backward(x, *output[1:], *weights)
 
 
 def _through_gates(ctx, past, *_):
-    return *gated_layer_backward(past, *ctx.saved_tensors), None
+    return *gated_layer_backward(past, *ctx.saved_tensors, ctx.fp8), None, None
 
 
 gated_layer.register_autograd(_through_gates, setup_context=_remember_gates)
@@ -1855,9 +1951,9 @@ gated_layer.register_autograd(_through_gates, setup_context=_remember_gates)
 class FusedBlock(nn.Module):
     "What a block that `can_fuse` computes in training, from merged matrices."
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, fp8: bool = False):
         super().__init__()
-        a, f = block.attn, block.ffn
+        a, f, self.fp8 = block.attn, block.ffn, fp8
         self.ln1, self.ln2, self.rope, self.attention = block.ln1, block.ln2, a.rope, a.attention
         self.heads = [len(layer.weight) // a.d_head for layer in (a.q_proj, a.k_proj)]  # H, J
         self.merged = []  # (merged matrix, what it was merged of)
@@ -1880,10 +1976,11 @@ class FusedBlock(nn.Module):
         if not positions is mask is remember is None:
             raise ValueError("a fused block only trains: use the model that it is a twin of")
         tables = self.rope.cos, self.rope.sin
-        x, q, k, v = AttentionInputs.apply(x, self.ln1.weight, self.qkv, *tables, *self.heads, self.ln1.eps)
+        inputs = x, self.ln1.weight, self.qkv, *tables, *self.heads, self.ln1.eps, self.fp8
+        x, q, k, v = AttentionInputs.apply(*inputs)
         out = self.attention(q, k, v, causal=x.shape[1] > 1).transpose(1, 2).flatten(2)  # (B, T, D)
         x = torch.addmm(x.flatten(0, 1), out.flatten(0, 1), self.output.T).view_as(x)
-        return gated_layer(x, self.ln2.weight, self.up, self.down, self.ln2.eps)[0]
+        return gated_layer(x, self.ln2.weight, self.up, self.down, self.ln2.eps, self.fp8)[0]
 
 
 def can_fuse(block: nn.Module) -> bool:
@@ -1902,7 +1999,7 @@ def can_fuse(block: nn.Module) -> bool:
 
 
 @patch
-def fuse(self: Twin) -> None:
+def fuse(self: Twin, fp8: bool = False) -> None:
     "Exchanges blocks for fused ones. Copies become rows of what they were merged into."
     place = {id(c): i for i, c in enumerate(self.copies)}
     uses = [id(p) for _, p in self.model.named_parameters(remove_duplicate=False)]
@@ -1910,7 +2007,7 @@ def fuse(self: Twin) -> None:
     for parent in list(self.model.modules()):
         for name, block in list(parent.named_children()):
             if can_fuse(block) and alone(block):
-                setattr(parent, name, FusedBlock(block))
+                setattr(parent, name, FusedBlock(block, fp8))
                 for merged, parts in getattr(parent, name).merged:
                     ends = list(itertools.accumulate(map(len, parts)))
                     for part, end in zip(parts, ends, strict=True):
@@ -1919,6 +2016,75 @@ def fuse(self: Twin) -> None:
                 getattr(parent, name).merged.clear()  # frees the parts
     if self.update is not None:
         self.update.copies = {id(p): c for p, c in zip(self.masters, self.copies, strict=True)}
+
+# %% ../nbs/03_training.ipynb #5892a705
+def quantize(
+    x: Tensor,  # (N, K)
+) -> Quantized:
+    "Rounded to e4m3, each row scaled so that its largest becomes 448."
+    x = x.float()
+    scales = x.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 448
+    return Quantized((x / scales).to(torch.float8_e4m3fn), scales)
+
+# %% ../nbs/03_training.ipynb #b55cf45e
+def product8(
+    a: Quantized,  # (N, K)
+    b: Quantized,  # (M, K)
+    dtype: torch.dtype = torch.bfloat16,  # of the result; on a GPU bfloat16 only
+) -> Tensor:  # (N, M)
+    "a @ b.T: on a GPU in its units for 8 bits; elsewhere in float32, which defines it."
+    if a.values.device.type != "cuda":
+        return (a.values.float() @ b.values.float().T * a.scales * b.scales.T).to(dtype)
+    scales = a.scales, b.scales.T
+    return torch._scaled_mm(a.values, b.values.T, *scales, out_dtype=dtype, use_fast_accum=True)
+
+# %% ../nbs/03_training.ipynb #8a016327
+@triton.jit
+def _quantize_kernel(
+    x,
+    y,
+    scales,  # (N, K), (N, K), (N,) float32
+    K,
+    BLOCK: tl.constexpr,  # a power of two, at least K
+):
+    # grid (N,): program r reads row r and stores it in 8 bits.
+    r, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)  # [BLOCK]
+    t = tl.load(x + r * K + c, mask=c < K, other=0.0).to(tl.float32)
+    t = t / _scale_row(scales, r, tl.max(tl.abs(t), 0))
+    tl.store(y + r * K + c, t.to(y.dtype.element_ty), mask=c < K)
+
+
+def triton_quantize(
+    x: Tensor,  # (N, K)
+) -> Quantized:
+    "`quantize` in one pass through memory; what is transposed is copied first."
+    (N, K), x = x.shape, x.contiguous()
+    y, scales = new_rows(x, K, fp8=True)
+    _quantize_kernel[(N,)](x, y, scales, K, BLOCK=triton.next_power_of_2(K), num_warps=4 if K <= 1024 else 8)
+    return Quantized(y, scales)
+
+# %% ../nbs/03_training.ipynb #38ce78e4
+def require_fp8(
+    device: torch.device,
+) -> None:
+    "Raises `ValueError` on a device without products of 8 bits."
+    if device.type != "cuda" or torch.version.cuda is None:
+        raise ValueError(f"fp8 needs an NVIDIA GPU, this is {device.type!r}: go without it")
+    if (able := torch.cuda.get_device_capability(device)) < (8, 9):
+        name = f"{torch.cuda.get_device_name(device)} (compute capability {able[0]}.{able[1]})"
+        raise ValueError(f"{name} does not multiply 8 bits, fp8 needs 8.9 or more: go without it")
+
+
+def check_fusing(
+    model: nn.Module,  # a twin's
+) -> None:
+    "Raises `ValueError` if no block was fused, or one has sizes that products in 8 bits do not take."
+    blocks = [m for m in model.modules() if isinstance(m, FusedBlock)]
+    if not blocks:
+        raise ValueError("fp8 needs fused layers in bfloat16, and no block of this model can be fused")
+    sizes = {size for block in blocks for w in (block.qkv, block.up, block.down) for size in w.shape}
+    if odd := sorted(size for size in sizes if size % 16):
+        raise ValueError(f"fp8 needs matrices whose sizes are multiples of 16, not {odd[0]}")
 
 # %% ../nbs/03_training.ipynb #6e92dae1
 class Recording:
@@ -2017,6 +2183,8 @@ class Job:
 def make_fast(self: Job) -> None:
     "Chooses what computes the losses, for evaluation and for training, and where the tokens are."
     c, device = self.config, self.device
+    if c.fp8:
+        require_fp8(device)
     splits = hasattr(self.model, "hidden") and hasattr(getattr(self.model, "lm_head", None), "weight")
     self.loss_sum = loss_sum = fused_loss if chosen(c.fused_loss, device) and splits else model_loss
     narrow = c.bf16_weights
@@ -2024,7 +2192,9 @@ def make_fast(self: Job) -> None:
         narrow = device.type == "cuda" and self.dtype is torch.bfloat16
     self.twin = Twin(self.model, torch.bfloat16, self.optimizer, c.accumulation > 1) if narrow else None
     if self.twin and chosen(c.fused_layers, device):
-        self.twin.fuse()
+        self.twin.fuse(c.fp8)
+    if c.fp8:
+        check_fusing(self.twin.model)
     model, dtype = (self.twin.model, None) if self.twin else (self.model, self.dtype)
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)

@@ -286,11 +286,15 @@ def test_bench_training_and_generation(cli, here, monkeypatch):
     refused(cli("bench training micro --rounds 0"), "--rounds must be at least 1")
     refused(cli("bench training micro --batches 2 0"), "--batches must be at least 1")
     refused(cli("bench training macro"), "macro", "micro, demo, tiny")
+    refused(cli("bench training micro --fp8 --batches 2"), "--fp8 takes part in the race")
     refused(cli("bench generation micro --record runs"), "runs is a folder")
     refused(cli("bench generation micro --batches 0"), "--batches must be at least 1")
     refused(cli("bench generation micro --tokens 9"), "47 positions, micro has 32", "--tokens 4")
 
     quick = "--no-peer --rounds 1 --steps 1"
+    if not torch.cuda.is_available():
+        code, out, err = cli(f"bench training micro {quick} --fp8")
+        assert code and "NVIDIA GPU" in err and "Traceback" not in err and not out, err
     code, out, err = cli(f"bench training micro {quick} --batches 4 2 --record new/ladder.json")
     assert code == 0, err
     rows = json.loads(Path("new/ladder.json").read_text(encoding="utf-8"))["rows"]

@@ -117,7 +117,7 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def fused_and_plain(dtype, tokens=13, compile=False, **sizes):
+def fused_and_plain(dtype, tokens=13, compile=False, fp8=False, **sizes):
     "A twin with fused layers, and one without, after the same backward pass: losses and gradients."
     torch.manual_seed(0)
     sizes = {"d_model": 40, "num_layers": 2, "num_heads": 4, "d_ff": 36} | sizes
@@ -129,7 +129,7 @@ def fused_and_plain(dtype, tokens=13, compile=False, **sizes):
     for fuse in (True, False):
         twin = training.Twin(model, dtype)
         if fuse:
-            twin.fuse()
+            twin.fuse(fp8)
         kinds = {type(layer).__name__ for layer in twin.model.layers}
         assert kinds == {"FusedBlock" if fuse else "TransformerBlock"}
         loss_sum = torch.compile(training.model_loss, backend="aot_eager") if compile else training.model_loss
@@ -141,14 +141,14 @@ def fused_and_plain(dtype, tokens=13, compile=False, **sizes):
     return found
 
 
-def trained(fuse, steps=4):
+def trained(fuse, steps=4, fp8=False):
     "Losses of some steps with weights that the update writes into the merged matrices, and whether they are there."
     torch.manual_seed(0)
     model = TransformerLM(CONFIG)
     optimizer = training.AdamW(model.parameters(), lr=5e-3, fused=True)
     twin, found = training.Twin(model, torch.bfloat16, optimizer), []
     if fuse:
-        twin.fuse()
+        twin.fuse(fp8)
     for step in range(steps):
         batch = get_batch(IDS, 4, 16, 0, step)
         options = {"lr": 5e-3, "clip": 1.0, "after_part": twin.hand_over_gradients}
@@ -173,6 +173,29 @@ def check_fused_layers():
     torch.testing.assert_close(*both, rtol=2e-2, atol=2e-3)
 
 
+def check_products_in_8_bits():
+    from triton.runtime import interpreter
+
+    theirs = interpreter._convert_float  # loses a carry when it rounds to e4m3: torch's cast instead
+    e4m3 = training.tl.float8e4nv
+    mine = lambda x: torch.tensor(x).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    interpreter._convert_float = lambda x, a, b, mode: mine(x) if b == e4m3 else theirs(x, a, b, mode)
+    rounded, plain = fused_and_plain(torch.float32, fp8=True, num_kv_heads=2)
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(rounded[1:], plain[1:], strict=True)]
+    assert 0.01 < min(errors) and max(errors) < 0.15, errors
+    compiled = fused_and_plain(torch.float32, fp8=True, compile=True, num_kv_heads=2)[0]
+    torch.testing.assert_close(compiled, rounded, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained(True, steps=2, fp8=True), trained(False, steps=2), rtol=1e-2, atol=0)
+
+
+def test_products_in_8_bits_are_refused_where_there_are_none(tmp_path):
+    with pytest.raises(ValueError, match="NVIDIA GPU, this is 'cpu'"):
+        losses(fp8=True, precision="bf16")
+    for impossible in ({"bf16_weights": False}, {"fused_layers": False}, {"precision": "fp16"}):
+        with pytest.raises(ValueError, match="fp8 needs"):
+            TrainConfig(fp8=True, **impossible)
+
+
 def test_fused_layers_leave_others_alone():
     for options in ({"norm": "post"}, {"position": "none"}, {"ffn": "silu"}, {"qk_norm": True}):
         model = TransformerLM(replace(CONFIG, **options))
@@ -182,10 +205,11 @@ def test_fused_layers_leave_others_alone():
     assert not training.can_fuse(model.layers[0])
 
 
-def test_fused_layers_in_the_interpreter():
+@pytest.mark.parametrize("check", ["check_fused_layers", "check_products_in_8_bits"])
+def test_fused_layers_in_the_interpreter(check):
     if not hasattr(training.triton, "JITFunction"):
         pytest.skip("no Triton")
-    code = "import torch, tests.test_training as t; torch.set_num_threads(1); t.check_fused_layers()"
+    code = f"import torch, tests.test_training as t; torch.set_num_threads(1); t.{check}()"
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"TRITON_INTERPRET": "1"}
     where = training.Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=where)
