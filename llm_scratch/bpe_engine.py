@@ -1438,7 +1438,10 @@ def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
     pair_slots, pairs, used = table
     a, b = np.int64(pairs[p].left), np.int64(pairs[p].right)
     first, last = np.int64(pairs[p].first), np.int64(pairs[p].first + pairs[p].num_words)
-    todo, free = lists[first:last], (first, last, end)  # when these words are rewritten, nobody needs their list
+    todo, free = (
+        lists[first:last],
+        (first, last, end),
+    )  # when these words are rewritten, nobody needs their list
     n, left_events, m, right_events = rewrite(todo, a, b, new, words, symbols, lefts, rights)
     pair_slots, pairs = roomy(pair_slots, pairs, used, n + m)
     for x in lefts[1][:n]:

@@ -583,8 +583,9 @@ class BenchTraining:
             tflops = sum(flops(config, count, training=True).values()) / row["seconds"] / 1e12
             shown[-1] |= {"tokens_per_s": count * context / row["seconds"], "tflops": tflops}
             memory = f", peak {row['peak_bytes'] / 1e9:.2f} GB" if "peak_bytes" in row else ""
+            loss = f", loss {row['loss']:.2f}"
             speed = shown[-1]["tokens_per_s"]
-            print(f"{name:30} {speed:>12,.0f} tokens/s {tflops:8.2f} TFLOP/s{memory}", flush=True)
+            print(f"{name:30} {speed:>12,.0f} tokens/s {tflops:8.2f} TFLOP/s{memory}{loss}", flush=True)
         if self.record is not None:
             what = f"llm_scratch {self.title} {self.size}" + (" --batches" if self.batches else "")
             write_record(self.record, what, shown, options=options)

@@ -2316,15 +2316,17 @@ def our_lane(
     model: nn.Module,
     config: TrainConfig,
     ids: np.ndarray,  # (n,) token ids
-) -> Callable[[int], None]:  # takes that many training steps
+) -> Callable[[int], Tensor]:  # takes that many training steps; the loss of the last
     "Training steps as `train` takes them."
     job, steps = Job(model, config, ids), itertools.count()
 
-    def run(count: int) -> None:
+    def run(count: int) -> Tensor:
         for step in itertools.islice(steps, count):
             batch = get_batch(job.tokens, config.batch_size, job.length, config.seed, step, job.device)
             job.meter.start()
-            job.meter.add(*job.step(*batch, config.lr_at(step + 1)))
+            loss, norm = job.step(*batch, config.lr_at(step + 1))
+            job.meter.add(loss, norm)
+        return loss
 
     return run
 
@@ -2333,7 +2335,7 @@ def peer_lane(
     model: nn.Module,  # of transformers: model(input_ids=..., labels=...).loss
     config: TrainConfig,  # with `context_length`
     ids: np.ndarray,
-) -> Callable[[int], None]:
+) -> Callable[[int], Tensor]:
     "The same steps with torch's parts: autocast, torch.compile, fused AdamW, tokens on the device."
     device = choose_device(config.device)
     model, steps, ids = model.to(device), itertools.count(), on_device(ids, device)
@@ -2344,7 +2346,7 @@ def peer_lane(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True, **options)
     fast = torch.compile(model) if chosen(config.compile, device) else model
 
-    def run(count: int) -> None:
+    def run(count: int) -> Tensor:
         for step in itertools.islice(steps, count):
             x, _ = get_batch(ids, config.batch_size, config.context_length, config.seed, step, device)
             with torch.autocast(device.type, rate, enabled=rate is not None):
@@ -2353,20 +2355,26 @@ def peer_lane(
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad()
+        return loss.detach()
 
     return run
 
 # %% ../nbs/03_training.ipynb #f9fce2c7
 def race(
-    lanes: dict[str, Callable],  # name -> () -> what takes a number of steps; built in this order
+    lanes: dict[
+        str, Callable
+    ],  # name -> () -> what takes a number of steps and gives a loss; built in this order
     device: torch.device,
     rounds: int = 5,  # turns of each lane; the median counts
     steps: int = 10,  # in a turn
-) -> list[dict]:  # name, seconds per step, and on CUDA the peak of memory [bytes]
-    "Builds all lanes, then lets them take turns."
+) -> list[dict]:  # name, seconds per step, the last loss, and on CUDA the peak of memory [bytes]
+    """Builds all lanes, then lets them take turns.
+
+    Raises `TrainingError` if a loss is not finite: a GPU multiplies NaN faster than numbers, since fewer bits change.
+    """
     cuda = device.type == "cuda"
     held = lambda: torch.cuda.memory_allocated(device) if cuda else 0
-    running, own, times, peaks = {}, {}, {name: [] for name in lanes}, {}
+    running, own, times, peaks, losses = {}, {}, {name: [] for name in lanes}, {}, {}
     for name, build in lanes.items():
         before = held()
         running[name] = build()
@@ -2381,16 +2389,20 @@ def race(
             torch.cuda.reset_peak_memory_stats(device)
             torch.cuda.synchronize(device)
         others, start = held() - own[name], time.perf_counter()
-        running[name](steps)
+        loss = running[name](steps)
         if cuda:
             torch.cuda.synchronize(device)
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device) - others)
         times[name].append((time.perf_counter() - start) / steps)
+        losses[name] = float(loss)
+        if not math.isfinite(losses[name]):
+            raise TrainingError(f"{name} has a loss of {losses[name]}: how fast that goes means nothing")
     return [
         {
             "name": name,
             "seconds": statistics.median(times[name]),
             "spread": [min(times[name]), max(times[name])],
+            "loss": losses[name],
         }
         | ({"peak_bytes": peaks[name]} if cuda else {})
         for name in lanes
