@@ -327,8 +327,10 @@ def test_kernels_compile_for(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["forward", "dq", "dkv"])
-def test_kernels_by_hand_compile(name, causal, tmp_path):
+def test_producers_and_consumers_compile(name, causal, tmp_path):
     needs_triton()
+    if name == "dkv" and causal:
+        pytest.skip("that kernel knows no mask")
     fa = import_module("llm_scratch.flash_attention")
 
     if fa.gl is None or fa.interpreted():
@@ -337,37 +339,23 @@ def test_kernels_by_hand_compile(name, causal, tmp_path):
     from triton.compiler import compile
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    layouts, bf16 = fa.gl.NVMMASharedLayout, fa.gl.bfloat16
-    _, of_keys, owns_keys = fa.KERNELS[name]
-    for K, mask, _, kernel, own, walk in fa.HOPPER[name]:
-        if mask not in (causal, None):
-            continue
-        layout = lambda rows: layouts.get_default_for([1, 1, rows, K], bf16)  # noqa: B023
-        descriptor = lambda rows: f"tensordesc<bf16[1,1,{rows},{K}],{layout(rows)!r}>"  # noqa: B023
-        types = dict.fromkeys(("lse", "lse2", "delta"), "*fp32") | {"scale": "fp32"}
-        rows = walk["BLOCK_Q" if owns_keys else "BLOCK_KV"]
-        for n, (argument, keys) in enumerate(zip(kernel.arg_names, of_keys, strict=False)):
-            by_pointer = name == "dq" and n == 3
-            types[argument] = (
-                ("*bf16", "i32", "i32", "i32")
-                if by_pointer
-                else descriptor(64 if keys == owns_keys else rows)
-            )
-        if kernel is fa._early_dkv_kernel:
-            line = layouts(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-            types |= dict.fromkeys(("lse2", "delta"), f"tensordesc<fp32[{rows}],{line!r}>")
-        constants = dict(K=K, K_PAD=K, CAUSAL=causal, num_warps=4, **walk)
-        signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
-        numbered = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
-        aligned = {
-            (i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if types.get(n) == "*fp32"
-        }
-        source = GluonASTSource(kernel, signature, numbered, aligned)
-        compiled = Compiled(kernel, 90)
-        compiled.result = compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4))
-        assert compiled.spilled(tmp_path) <= 128 and compiled.result.metadata.shared <= 232_448
-        if own == 128:  # the warps have different jobs, and registers to match
-            assert "setmaxnreg" in compiled.result.asm["ptx"]
+    kernel, rows, walk, _ = fa.HOPPER[name]
+    layout = lambda rows: fa.gl.NVMMASharedLayout.get_default_for([1, 1, rows, 128], fa.gl.bfloat16)
+    descriptor = lambda rows: f"tensordesc<bf16[1,1,{rows},128],{layout(rows)!r}>"
+    types = dict.fromkeys(("lse", "lse2", "delta"), "*fp32") | {"scale": "fp32"}
+    for argument, n in zip(kernel.arg_names, rows, strict=False):
+        types[argument] = descriptor(n) if n else ("*bf16", "i32", "i32", "i32")
+    constants = dict(K=128, K_PAD=128, CAUSAL=causal, num_warps=4, **walk)
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    numbered = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if types.get(n) == "*fp32"
+    }
+    source = GluonASTSource(kernel, signature, numbered, aligned)
+    compiled = Compiled(kernel, 90)
+    compiled.result = compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4))
+    assert compiled.spilled(tmp_path) <= 128 and compiled.result.metadata.shared <= 232_448
+    assert "setmaxnreg" in compiled.result.asm["ptx"]  # the warps have different jobs, and registers to match
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -402,9 +390,8 @@ def test_on_the_gpu(K, dtype, causal):
         (1, 4, 1, 450, 129),
         (2, 2, 2, 1, 77),
     ]
-    if 32 < K <= 128:  # long enough for each kernel written by hand, ragged and in whole tiles
+    if 64 < K <= 128:  # long enough for the kernels of producers and consumers, ragged and in whole tiles
         shapes += (1, 4, 2, 1500, 1500), (1, 2, 2, 1100, 1333), (1, 2, 1, 1400, 1100), (1, 4, 2, 1024, 1600)
-        shapes += (1, 6, 2, 640, 500), (1, 2, 1, 256, 800), (1, 1, 1, 5120, 5120)
     for B, H, H_kv, Nq, Nk in shapes:
         for layout in "model", "packed", "plain":
             q, k, v, do = gpu_views(B, H, H_kv, Nq, Nk, K, dtype, layout)
