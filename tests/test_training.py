@@ -168,7 +168,8 @@ def check_fused_layers():
         for fused, plain in zip(*fused_and_plain(torch.float32, **sizes), strict=True):
             close(fused, plain)
     torch.testing.assert_close(trained(True), trained(False), rtol=2e-3, atol=0)
-    options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all
+    options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all, a short one
+    options |= {"steps": 4, "batch_size": 4, "log_every": 2, "eval_every": 4}
     both = [losses(fused_layers=fused, **options) for fused in (True, False)]
     torch.testing.assert_close(*both, rtol=2e-2, atol=2e-3)
 
