@@ -46,6 +46,7 @@ try:  # the level below Triton, still called experimental: without it one kernel
         mbarrier,
         tma,
         warpgroup_mma,
+        warpgroup_mma_init,
         warpgroup_mma_wait,
     )
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
@@ -575,16 +576,16 @@ def _barriers(N: tl.constexpr, arrivals: tl.constexpr):
 
 
 @gluon.jit
-def _hopper_walk(H, Nq, Nk, BLOCK_KV: tl.constexpr, CAUSAL: tl.constexpr):
-    # Which 128 queries this program owns; how many tiles of keys all of them see; how many it walks, at least one.
-    count = gl.cdiv(Nq, 128)
+def _hopper_walk(H, Nq, Nk, OWN: tl.constexpr, BLOCK_KV: tl.constexpr, CAUSAL: tl.constexpr):
+    # Which OWN queries this program owns; how many tiles of keys all of them see; how many it walks, at least one.
+    count = gl.cdiv(Nq, OWN)
     head, tile = gl.program_id(0) // count, gl.program_id(0) % count
     full, steps = Nk // BLOCK_KV, gl.cdiv(Nk, BLOCK_KV)
     if CAUSAL:
         tile = count - 1 - tile  # the longest walk first
-        full = gl.minimum(full, gl.maximum(tile * 128 + 1 + Nk - Nq, 0) // BLOCK_KV)
-        steps = gl.cdiv(gl.maximum(gl.minimum(Nk, tile * 128 + 128 + Nk - Nq), 1), BLOCK_KV)
-    return (head, head // H, head % H, tile * 128, Nq, Nk), full, steps
+        full = gl.minimum(full, gl.maximum(tile * OWN + 1 + Nk - Nq, 0) // BLOCK_KV)
+        steps = gl.cdiv(gl.maximum(gl.minimum(Nk, tile * OWN + OWN + Nk - Nq), 1), BLOCK_KV)
+    return (head, head // H, head % H, tile * OWN, Nq, Nk), full, steps
 
 
 @gluon.jit
@@ -599,7 +600,7 @@ def _hopper_forward_kernel(
     )  # 4 warps, one below the other
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, BLOCK_KV, CAUSAL)
+    place, full, steps = _hopper_walk(H, Nq, Nk, 128, BLOCK_KV, CAUSAL)
     q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
     v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
@@ -710,7 +711,7 @@ def _hopper_dq_kernel(
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, BLOCK_KV, CAUSAL)
+    place, full, steps = _hopper_walk(H, Nq, Nk, 128, BLOCK_KV, CAUSAL)
     q_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
     do_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], do.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
@@ -778,9 +779,10 @@ def _dkv_consumer(
         dk_acc, dv_acc = _consume_dkv((Kj, Vj), tiles, barriers, lse2 + row, delta + row, dk_acc, dv_acc, g * steps,
                                       steps, scale, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
     Kj.store((dk_acc * (scale * 0.6931471805599453)).to(own[0].dtype))
-    Vj.store(dv_acc.to(own[0].dtype))
     fence_async_shared()
     async_store(dk, [b, h_kv, k0 + W * 64, 0], own[0].index(W))
+    Vj.store(dv_acc.to(own[0].dtype))
+    fence_async_shared()
     async_store(dv, [b, h_kv, k0 + W * 64, 0], own[1].index(W))
     tma.store_wait(0)
 
@@ -814,6 +816,273 @@ def _hopper_dkv_kernel(
         (_producer, ((k, v), own, own_full, (q, do), tiles, barriers, at,
                      (at[1] * G, G, 0, Nq // BLOCK_Q), STAGES, BLOCK_Q)),
     ], [4, 1], [240, 24])  # fmt: skip
+
+# %% ../nbs/05_flash_attention.ipynb #30264fef
+@gluon.jit
+def _fetch_pair(x, y, b, h, x0, y0, x_full, y_full, x_tile, y_tile, x_wanted, y_wanted):
+    # Ask for the tiles of x and y that begin at rows x0 and y0, where wanted.
+    mbarrier.expect(x_full, x.block_type.nbytes, pred=x_wanted)
+    mbarrier.expect(y_full, y.block_type.nbytes, pred=y_wanted)
+    async_load(x, [b, h, x0, 0], x_full, x_tile, pred=x_wanted)
+    async_load(y, [b, h, y0, 0], y_full, y_tile, pred=y_wanted)
+
+
+@gluon.jit
+def _early_forward_tiles(
+    Q, k, v, at, tiles, barriers, acc, p, m, l, last, begin, end, steps, scale,
+    MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    # `_forward_tiles` for steps `begin` to `end` out of `steps`. The last products are under way when it returns.
+    b, h = at
+    k_tiles, v_tiles = tiles
+    k_full, v_full = barriers
+    zeros = gl.zeros([64, BLOCK_KV], gl.float32, S)
+    for n in range(begin, end):
+        slot, before = n % STAGES, (n - 1 + STAGES) % STAGES
+        mbarrier.wait(k_full.index(slot), (n // STAGES) & 1)
+        Kn = k_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        scores = warpgroup_mma(Q, Kn.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        s, acc, p = warpgroup_mma_wait(0, deps=[scores, acc, p])  # P_{n-1} V_{n-1} are done, too
+        ahead = n + STAGES
+        _fetch_pair(k, v, b, h, ahead * BLOCK_KV, (ahead - 1) * BLOCK_KV, k_full.index(slot), v_full.index(before),
+                    k_tiles.index(slot), v_tiles.index(before), ahead < steps, (n > 0) & (ahead - 1 < steps))  # fmt: skip
+        p, alpha, m, l = _consume_scores(s, m, l, last, n * BLOCK_KV, scale, MASK, BLOCK_KV, S)
+        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None]
+        p = gl.convert_layout(p.to(k_tiles.dtype), P)
+        mbarrier.wait(v_full.index(slot), (n // STAGES) & 1)
+        Vn = v_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        acc = warpgroup_mma(p, Vn, acc, is_async=True)
+    return acc, p, m, l
+
+# %% ../nbs/05_flash_attention.ipynb #f995c3cb
+@gluon.jit
+def _early_forward_kernel(
+    q, k, v, o, lse, H, G, Nq, Nk, scale,  # as in `_forward_kernel`; descriptors only
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
+):  # fmt: skip
+    # grid (B * H * tiles,): one program, four warps, owns 64 queries of one head.
+    S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
+    A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
+    P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
+    place, full, steps = _hopper_walk(H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
+    head, b, h, q0, _, _ = place
+    q_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], q.layout)
+    k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
+    v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
+    q_full, k_full, v_full = _barriers(1, 1), _barriers(STAGES, 1), _barriers(STAGES, 1)
+    fence_async_shared()
+    mbarrier.expect(q_full.index(0), q.block_type.nbytes)
+    async_load(q, [b, h, q0, 0], q_full.index(0), q_tile)
+    for n in gl.static_range(STAGES):
+        _fetch_pair(k, v, b, h // G, n * BLOCK_KV, n * BLOCK_KV, k_full.index(n), v_full.index(n),
+                    k_tiles.index(n), v_tiles.index(n), n < steps, n < steps)  # fmt: skip
+    i = q0 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+    last = i * 0 + (Nk - 1)
+    if CAUSAL:
+        last = gl.minimum(last, i + (Nk - Nq))
+    m = gl.full([64], -3e38, gl.float32, gl.SliceLayout(1, S))  # LOWEST
+    l = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S))
+    acc = warpgroup_mma_init(gl.zeros([64, K_PAD], gl.float32, A))
+    p = gl.zeros([64, BLOCK_KV], q.dtype, P)  # products read it until they are waited for
+    at, tiles, barriers = (b, h // G), (k_tiles, v_tiles), (k_full, v_full)
+    mbarrier.wait(q_full.index(0), 0)
+    Q = q_tile.reshape([64, K_PAD])
+    acc, p, m, l = _early_forward_tiles(Q, k, v, at, tiles, barriers, acc, p, m, l, last, 0, full, steps, scale,
+                                     False, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
+    acc, p, m, l = _early_forward_tiles(Q, k, v, at, tiles, barriers, acc, p, m, l, last, full, steps, steps, scale,
+                                     True, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
+    acc, p = warpgroup_mma_wait(0, deps=[acc, p])
+    _consumer_output(o, lse, q_tile, acc, m, l, i, place, q0, A)
+    mbarrier.invalidate(q_full.index(0))
+
+# %% ../nbs/05_flash_attention.ipynb #9f0f73ca
+@gluon.jit
+def _early_dq_tiles(
+    Q, dO, k, v, at, tiles, barriers, L, Delta, acc, ds, last, begin, end, steps, scale,
+    MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    # `_dq_tiles` for steps `begin` to `end` out of `steps`.
+    b, h = at
+    k_tiles, v_tiles = tiles
+    k_full, v_full = barriers
+    zeros = gl.zeros([64, BLOCK_KV], gl.float32, S)
+    for n in range(begin, end):
+        slot, before, phase = n % STAGES, (n - 1 + STAGES) % STAGES, (n // STAGES) & 1
+        mbarrier.wait(k_full.index(slot), phase)
+        Kn = k_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        scores = warpgroup_mma(Q, Kn.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(slot), phase)
+        Vn = v_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        products = warpgroup_mma(dO, Vn.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        s, acc, ds = warpgroup_mma_wait(1, deps=[scores, acc, ds])  # dS_{n-1} K_{n-1} are done, too
+        k0 = (n - 1 + STAGES) * BLOCK_KV
+        wanted = (n > 0) & (n - 1 + STAGES < steps)
+        _fetch_pair(k, v, b, h, k0, k0, k_full.index(before), v_full.index(before),
+                    k_tiles.index(before), v_tiles.index(before), wanted, wanted)  # fmt: skip
+        p = gl.exp2(s * scale - L[:, None])
+        if MASK:
+            j = n * BLOCK_KV + gl.arange(0, BLOCK_KV, layout=gl.SliceLayout(0, S))
+            p = gl.where(j[None, :] <= last[:, None], p, 0.0)
+        dp, p = warpgroup_mma_wait(0, deps=[products, p])
+        ds = gl.convert_layout((p * (dp - Delta[:, None])).to(k_tiles.dtype), P)
+        acc = warpgroup_mma(ds, Kn, acc, is_async=True)
+    return acc, ds
+
+# %% ../nbs/05_flash_attention.ipynb #77d0e112
+@gluon.jit
+def _early_dq_kernel(
+    q, k, v, o, do, dq, lse, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dq_kernel`; descriptors, o (pointer, strides)
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
+):  # fmt: skip
+    # grid (B * H * tiles,): one program, four warps, owns 64 queries of one head.
+    S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
+    A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
+    P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
+    place, full, steps = _hopper_walk(H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
+    head, b, h, q0, _, _ = place
+    q_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], q.layout)
+    do_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], do.layout)
+    k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
+    v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
+    q_full, k_full, v_full = _barriers(1, 1), _barriers(STAGES, 1), _barriers(STAGES, 1)
+    fence_async_shared()
+    mbarrier.expect(q_full.index(0), 2 * q.block_type.nbytes)
+    async_load(do, [b, h, q0, 0], q_full.index(0), do_tile)
+    async_load(q, [b, h, q0, 0], q_full.index(0), q_tile)
+    for n in gl.static_range(STAGES):
+        _fetch_pair(k, v, b, h // G, n * BLOCK_KV, n * BLOCK_KV, k_full.index(n), v_full.index(n),
+                    k_tiles.index(n), v_tiles.index(n), n < steps, n < steps)  # fmt: skip
+    i = q0 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+    last = i * 0 + (Nk - 1)
+    if CAUSAL:
+        last = gl.minimum(last, i + (Nk - Nq))
+    mbarrier.wait(q_full.index(0), 0)
+    Q, dO = q_tile.reshape([64, K_PAD]), do_tile.reshape([64, K_PAD])
+    L, Delta = _row_numbers(dO, o, lse, lse2, delta, place, q0, K, K_PAD, S)
+    acc = warpgroup_mma_init(gl.zeros([64, K_PAD], gl.float32, A))
+    ds = gl.zeros([64, BLOCK_KV], q.dtype, P)  # products read it until they are waited for
+    at, tiles, barriers = (b, h // G), (k_tiles, v_tiles), (k_full, v_full)
+    acc, ds = _early_dq_tiles(Q, dO, k, v, at, tiles, barriers, L, Delta, acc, ds, last, 0, full, steps, scale,
+                          False, STAGES, BLOCK_KV, K_PAD, S, P)  # fmt: skip
+    acc, ds = _early_dq_tiles(Q, dO, k, v, at, tiles, barriers, L, Delta, acc, ds, last, full, steps, steps, scale,
+                          True, STAGES, BLOCK_KV, K_PAD, S, P)  # fmt: skip
+    acc, ds = warpgroup_mma_wait(0, deps=[acc, ds])
+    Q.store((acc * (scale * 0.6931471805599453)).to(q.dtype))  # * ln 2: the scale without log2(e)
+    fence_async_shared()
+    async_store(dq, [b, h, q0, 0], q_tile)
+    tma.store_wait(0)
+    mbarrier.invalidate(q_full.index(0))  # only now: `_row_numbers` would take its place while the chip may still write to it
+
+# %% ../nbs/05_flash_attention.ipynb #4aaac16d
+@gluon.jit
+def _fetch_queries(q, do, lse2, delta, at, q0, full, slot, tiles, wanted, BLOCK_Q: tl.constexpr):
+    # Ask for rows q0 ... of Q, dO, L and Delta, if wanted; `at`: batch, head, and where its L begin.
+    b, h, row = at
+    q_tiles, do_tiles, l_tiles, delta_tiles = tiles
+    mbarrier.expect(full, q.block_type.nbytes + do.block_type.nbytes + 8 * BLOCK_Q, pred=wanted)
+    async_load(q, [b, h, q0, 0], full, q_tiles.index(slot), pred=wanted)
+    async_load(lse2, [row + q0], full, l_tiles.index(slot), pred=wanted)
+    async_load(do, [b, h, q0, 0], full, do_tiles.index(slot), pred=wanted)
+    async_load(delta, [row + q0], full, delta_tiles.index(slot), pred=wanted)
+
+
+@gluon.jit
+def _early_dkv_tiles(
+    own, walked, at, tiles, full, dk, dv, p, ds, first, n0, t0, begin, end, count, scale,
+    MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    # `_dkv_tiles` for tiles of queries `begin` to `end` out of `count`; tile t0 is step n0 of this program. A query
+    # sees key j if its number is at least `first`.
+    q, do, lse2, delta = walked
+    zeros = gl.zeros([64, BLOCK_Q], gl.float32, S)
+    for t in range(begin, end):
+        n = n0 + t - t0
+        slot, before = n % STAGES, (n - 1 + STAGES) % STAGES
+        mbarrier.wait(full.index(slot), (n // STAGES) & 1)
+        Q = tiles[0].index(slot).reshape([BLOCK_Q, K_PAD])
+        dO = tiles[1].index(slot).reshape([BLOCK_Q, K_PAD])
+        scores = warpgroup_mma(own[0], Q.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        sT, dk, dv, p, ds = warpgroup_mma_wait(0, deps=[scores, dk, dv, p, ds])  # the sums of the step before, too
+        L = tiles[2].index(slot).load(gl.SliceLayout(0, S))
+        products = warpgroup_mma(own[1], dO.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        ahead = t - 1 + STAGES
+        wanted = (t > t0) & (ahead < count)
+        _fetch_queries(
+            q, do, lse2, delta, at, ahead * BLOCK_Q, full.index(before), before, tiles, wanted, BLOCK_Q
+        )
+        pT = gl.exp2(sT * scale - L[None, :])
+        if MASK:
+            i = t * BLOCK_Q + gl.arange(0, BLOCK_Q, layout=gl.SliceLayout(0, S))
+            pT = gl.where(i[None, :] >= first[:, None], pT, 0.0)
+        p = gl.convert_layout(pT.to(q.dtype), P)
+        dpT, p = warpgroup_mma_wait(0, deps=[products, p])
+        dv = warpgroup_mma(p, dO, dv, is_async=True)
+        Delta = tiles[3].index(slot).load(gl.SliceLayout(0, S))
+        ds = gl.convert_layout((pT * (dpT - Delta[None, :])).to(q.dtype), P)
+        dk = warpgroup_mma(ds, Q, dk, is_async=True)
+    return dk, dv, p, ds
+
+# %% ../nbs/05_flash_attention.ipynb #5883f34f
+@gluon.jit
+def _early_dkv_kernel(
+    q, k, v, do, dk, dv, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dkv_kernel`; descriptors, of lse2 and delta one-dimensional
+    K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    num_warps: tl.constexpr,
+):  # fmt: skip
+    # grid (B * H_kv * tiles,): one program, four warps, owns 64 keys and values of one head. Whole tiles of queries.
+    S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
+    A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
+    P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
+    tiles_of_keys, count = gl.cdiv(Nk, 64), Nq // BLOCK_Q
+    head, k0 = gl.program_id(0) // tiles_of_keys, gl.program_id(0) % tiles_of_keys * 64
+    b, h_kv = head // (H // G), head % (H // G)
+    k_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], k.layout)
+    v_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], v.layout)
+    q_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], q.layout)
+    do_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], do.layout)
+    l_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], lse2.layout)
+    delta_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], delta.layout)
+    own_full, full = _barriers(1, 1), _barriers(STAGES, 1)
+    fence_async_shared()
+    mbarrier.expect(own_full.index(0), 2 * k.block_type.nbytes)
+    async_load(k, [b, h_kv, k0, 0], own_full.index(0), k_tile)
+    async_load(v, [b, h_kv, k0, 0], own_full.index(0), v_tile)
+    first = k0 + gl.arange(0, 64, layout=gl.SliceLayout(1, S)) + (Nq - Nk)  # the first query to see each key
+    begin, whole = 0, 0  # the first tile to see some key, the first to see them all
+    if CAUSAL:
+        begin = gl.maximum(k0 + Nq - Nk, 0) // BLOCK_Q
+        whole = gl.minimum(gl.cdiv(gl.maximum(k0 + 63 + Nq - Nk, 0), BLOCK_Q), count)
+    tiles, walked = (q_tiles, do_tiles, l_tiles, delta_tiles), (q, do, lse2, delta)
+    dk_acc, dv_acc = gl.zeros([64, K_PAD], gl.float32, A), gl.zeros([64, K_PAD], gl.float32, A)
+    p, ds = gl.zeros([64, BLOCK_Q], q.dtype, P), gl.zeros([64, BLOCK_Q], q.dtype, P)  # read until waited for
+    Kj, Vj = k_tile.reshape([64, K_PAD]), v_tile.reshape([64, K_PAD])
+    for g in range(G):
+        h, n0 = h_kv * G + g, g * (count - begin)
+        at = (b, h, (b * H + h) * Nq)
+        for x in gl.static_range(STAGES):
+            t, slot = begin + x, (n0 + x) % STAGES
+            _fetch_queries(
+                q, do, lse2, delta, at, t * BLOCK_Q, full.index(slot), slot, tiles, t < count, BLOCK_Q
+            )
+        if g == 0:
+            mbarrier.wait(own_full.index(0), 0)
+        dk_sums, dv_sums = warpgroup_mma_init(dk_acc), warpgroup_mma_init(dv_acc)
+        if CAUSAL:
+            dk_sums, dv_sums, p, ds = _early_dkv_tiles((Kj, Vj), walked, at, tiles, full, dk_sums, dv_sums, p, ds, first, n0, begin, begin,
+                                                whole, count, scale, True, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
+        dk_sums, dv_sums, p, ds = _early_dkv_tiles((Kj, Vj), walked, at, tiles, full, dk_sums, dv_sums, p, ds, first, n0, begin, whole,
+                                            count, count, scale, False, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
+        dk_acc, dv_acc, p, ds = warpgroup_mma_wait(0, deps=[dk_sums, dv_sums, p, ds])
+    Kj.store((dk_acc * (scale * 0.6931471805599453)).to(q.dtype))
+    fence_async_shared()
+    async_store(dk, [b, h_kv, k0, 0], k_tile)
+    Vj.store(dv_acc.to(q.dtype))
+    fence_async_shared()
+    async_store(dv, [b, h_kv, k0, 0], v_tile)
+    tma.store_wait(0)
+    mbarrier.invalidate(own_full.index(0))
 
 # %% ../nbs/05_flash_attention.ipynb #146ba2ea
 class Tiles(NamedTuple):
@@ -1047,42 +1316,77 @@ def _launch(name, tensors, numbers, causal, scale, tiles=None, TMA=None):
         )  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #51dfdcda
-HOPPER = {  # kernel, rows of the tiles of its tensors (None: by pointer), rows and stages of the walk, shortest walk without and with a mask
-    "forward": (_hopper_forward_kernel, (64, 128, 128, 64), dict(BLOCK_KV=128, STAGES=2), (1000, 1500)),
-    "dq": (_hopper_dq_kernel, (64, 128, 128, None, 64, 64), dict(BLOCK_KV=128, STAGES=2), (1000, 1000)),
-    "dkv": (_hopper_dkv_kernel, (64, 64, 64, 64, 64, 64), dict(BLOCK_Q=64, STAGES=2), (500, ANY)),
+HOPPER = {  # padded head width, causal (None: either), shortest walk, kernel, rows a program owns, its walk: the first match
+    "forward": [
+        (64, False, 1, _early_forward_kernel, 64, dict(BLOCK_KV=128, STAGES=2)),
+        (64, True, 1500, _early_forward_kernel, 64, dict(BLOCK_KV=128, STAGES=2)),
+        (64, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=2)),
+        (128, False, 1000, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
+        (128, True, 1500, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
+        (128, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=1)),
+    ],
+    "dq": [
+        (64, None, 3000, _early_dq_kernel, 64, dict(BLOCK_KV=64, STAGES=2)),
+        (64, None, 1, _early_dq_kernel, 64, dict(BLOCK_KV=64, STAGES=3)),
+        (128, None, 1000, _hopper_dq_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
+    ],
+    "dkv": [
+        (64, False, 1, _early_dkv_kernel, 64, dict(BLOCK_Q=128, STAGES=2)),
+        (64, True, 1, _early_dkv_kernel, 64, dict(BLOCK_Q=128, STAGES=2)),
+        (128, False, 500, _hopper_dkv_kernel, 128, dict(BLOCK_Q=64, STAGES=2)),
+    ],
 }
 
 
 def _suits_hopper(name, tensors, causal):
-    "Whether a kernel of producers and consumers can take these tensors, and is worth it."
+    "The first row of `HOPPER` whose kernel can take these tensors: kernel, rows it owns, walk; or None."
     q, k = tensors[:2]
     if gl is None or interpreted() or not q.is_cuda or torch.version.hip:
-        return False
-    walk = q.shape[2] if name == "dkv" else k.shape[2]
-    fits = _gpu(q.device.index).capability[0] == 9 and q.element_size() == 2 and 64 < q.shape[3] <= 128
-    whole = name != "dkv" or walk % 64 == 0  # its consumers mask no queries past the end
-    return fits and whole and walk >= HOPPER[name][3][causal] and all(map(_aligned, tensors))
+        return None
+    if _gpu(q.device.index).capability[0] != 9 or q.element_size() != 2 or not all(map(_aligned, tensors)):
+        return None
+    length = q.shape[2] if name == "dkv" else k.shape[2]
+    for K_PAD, mask, shortest, kernel, own, walk in HOPPER[name]:
+        whole = name != "dkv" or length % walk["BLOCK_Q"] == 0  # no queries past the end are masked there
+        if K_PAD // 2 < q.shape[3] <= K_PAD and mask in (causal, None) and length >= shortest and whole:
+            return kernel, own, walk
+    return None
+
+
+def _gluon_descriptor(tile, layout):
+    return GluonDescriptor(tile.base, tile.shape, tile.strides, tile.block_shape, layout)
 
 
 def _launch_hopper(name, tensors, numbers, causal, scale):
-    "`_launch` for the kernels of producers and consumers; 64 < K <= 128."
-    kernel, rows, walk, _ = HOPPER[name]
-    (B, H, Nq, K), (_, H_kv, Nk, _) = tensors[0].shape, tensors[1].shape
-    dtype = gl.bfloat16 if tensors[0].dtype is torch.bfloat16 else gl.float16
-    arguments = [_argument(x, n, 128, n is not None) for x, n in zip(tensors, rows, strict=True)]
-    for n, tile in enumerate(arguments):
+    "`_launch` for the kernels in `HOPPER`, whose own tiles have 64 rows."
+    kernel, own, walk = _suits_hopper(name, tensors, causal)
+    (B, H, Nq, K), (_, H_kv, Nk, _), (_, of_keys, owns_keys) = (
+        tensors[0].shape,
+        tensors[1].shape,
+        KERNELS[name],
+    )
+    rows = walk["BLOCK_Q" if owns_keys else "BLOCK_KV"]
+    dtype, K_PAD = getattr(gl, str(tensors[0].dtype)[6:]), triton.next_power_of_2(K)
+    arguments = []
+    for n, (x, keys) in enumerate(zip(tensors, of_keys, strict=True)):
+        tile = _argument(
+            x, 64 if keys == owns_keys else rows, K_PAD, not (name == "dq" and n == 3)
+        )  # o: by pointer
         if not isinstance(tile, tuple):
-            layout = gl.NVMMASharedLayout.get_default_for(tile.block_shape, dtype)
-            arguments[n] = GluonDescriptor(tile.base, tile.shape, tile.strides, tile.block_shape, layout)
-    programs = B * (H_kv * triton.cdiv(Nk, 128) if name == "dkv" else H * triton.cdiv(Nq, 128))
-    with torch.cuda.device_of(numbers[0]):
+            tile = _gluon_descriptor(tile, gl.NVMMASharedLayout.get_default_for(tile.block_shape, dtype))
+        arguments.append(tile)
+    programs = B * (H_kv * triton.cdiv(Nk, own) if owns_keys else H * triton.cdiv(Nq, own))
+    if kernel is _early_dkv_kernel:
+        line = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+        flat = [TensorDescriptor(x.view(-1), [x.numel()], [1], [rows]) for x in numbers]
+        numbers = [_gluon_descriptor(x, line) for x in flat]
+    with torch.cuda.device_of(tensors[0]):
         kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e),
-                            K=K, K_PAD=128, CAUSAL=causal, num_warps=4, **walk)  # fmt: skip
+                            K=K, K_PAD=K_PAD, CAUSAL=causal, num_warps=4, **walk)  # fmt: skip
 
 
 def _run(name, tensors, numbers, causal, scale):
-    "The kernel that suits best: what `autotune` found, else producers and consumers, else the recorded tiles."
+    "The kernel that suits best: what `autotune` found, else one in `HOPPER`, else the recorded tiles."
     if not TUNED.get(_key(name, tensors, causal)) and _suits_hopper(name, tensors, causal):
         _launch_hopper(name, tensors, numbers, causal, scale)
     else:
