@@ -973,7 +973,7 @@ def _early_dq_kernel(
     fence_async_shared()
     async_store(dq, [b, h, q0, 0], q_tile)
     tma.store_wait(0)
-    mbarrier.invalidate(q_full.index(0))  # only now: `_row_numbers` would take its place while the chip may still write to it
+    mbarrier.invalidate(q_full.index(0))  # only now: else `_row_numbers` would be given its place
 
 # %% ../nbs/05_flash_attention.ipynb #4aaac16d
 @gluon.jit
@@ -1004,7 +1004,8 @@ def _early_dkv_tiles(
         Q = tiles[0].index(slot).reshape([BLOCK_Q, K_PAD])
         dO = tiles[1].index(slot).reshape([BLOCK_Q, K_PAD])
         scores = warpgroup_mma(own[0], Q.permute((1, 0)), zeros, use_acc=False, is_async=True)
-        sT, dk, dv, p, ds = warpgroup_mma_wait(0, deps=[scores, dk, dv, p, ds])  # the sums of the step before, too
+        # the sums of the step before are done then, too
+        sT, dk, dv, p, ds = warpgroup_mma_wait(0, deps=[scores, dk, dv, p, ds])
         L = tiles[2].index(slot).load(gl.SliceLayout(0, S))
         products = warpgroup_mma(own[1], dO.permute((1, 0)), zeros, use_acc=False, is_async=True)
         ahead = t - 1 + STAGES
@@ -1247,12 +1248,15 @@ def _walkable(x):
     )
 
 
+def _described(x, rows, K_PAD):
+    "What a descriptor of tiles [rows, K_PAD] says: tensor, shape, strides, tile."
+    strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
+    return x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD]
+
+
 def _argument(x, rows, K_PAD, TMA):
     "What `_load_tile` and `_store_tile` take: a descriptor of tiles [rows, K_PAD], or the pointer with its strides."
-    if not TMA:
-        return (x, *x.stride()[:3])
-    strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, K_PAD])
+    return TensorDescriptor(*_described(x, rows, K_PAD)) if TMA else (x, *x.stride()[:3])
 
 # %% ../nbs/05_flash_attention.ipynb #b4394a91
 def _key(name, tensors, causal):
@@ -1353,33 +1357,33 @@ def _suits_hopper(name, tensors, causal):
     return None
 
 
-def _gluon_descriptor(tile, layout):
-    return GluonDescriptor(tile.base, tile.shape, tile.strides, tile.block_shape, layout)
+@lru_cache
+def _layout(dtype, *tile):
+    "How a tile lies in shared memory; a row of numbers plainly."
+    if len(tile) == 1:
+        return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return gl.NVMMASharedLayout.get_default_for(tile, getattr(gl, str(dtype)[6:]))
 
 
-def _launch_hopper(name, tensors, numbers, causal, scale):
+def _gluon_descriptor(x, shape, strides, tile):
+    return GluonDescriptor(x, shape, strides, tile, _layout(x.dtype, *tile))
+
+
+def _launch_hopper(name, tensors, numbers, causal, scale, choice=None):
     "`_launch` for the kernels in `HOPPER`, whose own tiles have 64 rows."
-    kernel, own, walk = _suits_hopper(name, tensors, causal)
-    (B, H, Nq, K), (_, H_kv, Nk, _), (_, of_keys, owns_keys) = (
-        tensors[0].shape,
-        tensors[1].shape,
-        KERNELS[name],
-    )
-    rows = walk["BLOCK_Q" if owns_keys else "BLOCK_KV"]
-    dtype, K_PAD = getattr(gl, str(tensors[0].dtype)[6:]), triton.next_power_of_2(K)
-    arguments = []
-    for n, (x, keys) in enumerate(zip(tensors, of_keys, strict=True)):
-        tile = _argument(
-            x, 64 if keys == owns_keys else rows, K_PAD, not (name == "dq" and n == 3)
-        )  # o: by pointer
-        if not isinstance(tile, tuple):
-            tile = _gluon_descriptor(tile, gl.NVMMASharedLayout.get_default_for(tile.block_shape, dtype))
-        arguments.append(tile)
+    kernel, own, walk = choice or _suits_hopper(name, tensors, causal)
+    _, of_keys, owns_keys = KERNELS[name]
+    (B, H, Nq, K), (_, H_kv, Nk, _) = tensors[0].shape, tensors[1].shape
+    walked, K_PAD = walk["BLOCK_Q" if owns_keys else "BLOCK_KV"], triton.next_power_of_2(K)
+    arguments = [
+        _argument(x, 64, K_PAD, False)  # o, only read once
+        if name == "dq" and n == 3
+        else _gluon_descriptor(*_described(x, 64 if keys == owns_keys else walked, K_PAD))
+        for n, (x, keys) in enumerate(zip(tensors, of_keys, strict=True))
+    ]
     programs = B * (H_kv * triton.cdiv(Nk, own) if owns_keys else H * triton.cdiv(Nq, own))
     if kernel is _early_dkv_kernel:
-        line = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-        flat = [TensorDescriptor(x.view(-1), [x.numel()], [1], [rows]) for x in numbers]
-        numbers = [_gluon_descriptor(x, line) for x in flat]
+        numbers = [_gluon_descriptor(x.view(-1), [x.numel()], [1], [walked]) for x in numbers]
     with torch.cuda.device_of(tensors[0]):
         kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e),
                             K=K, K_PAD=K_PAD, CAUSAL=causal, num_warps=4, **walk)  # fmt: skip
@@ -1387,8 +1391,9 @@ def _launch_hopper(name, tensors, numbers, causal, scale):
 
 def _run(name, tensors, numbers, causal, scale):
     "The kernel that suits best: what `autotune` found, else one in `HOPPER`, else the recorded tiles."
-    if not TUNED.get(_key(name, tensors, causal)) and _suits_hopper(name, tensors, causal):
-        _launch_hopper(name, tensors, numbers, causal, scale)
+    choice = None if TUNED.get(_key(name, tensors, causal)) else _suits_hopper(name, tensors, causal)
+    if choice:
+        _launch_hopper(name, tensors, numbers, causal, scale, choice)
     else:
         _launch(name, tensors, numbers, causal, scale)
 
