@@ -211,13 +211,12 @@ class RotaryPositionalEmbedding(nn.Module):
             raise ValueError(f"{T} positions, but the tables hold {len(self.cos)}: raise max_seq_len")
         where = slice(T) if positions is None else positions
         cos, sin = self.cos[where], self.sin[where]  # (..., T, K/2)
-        if cos.ndim == 3 and x.ndim == 4:
-            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, K/2): one row of positions for all heads
-        pairs = x.unflatten(-1, (-1, 2))  # (..., T, K/2, 2): a, b
-        turned = pairs * cos[..., None] + pairs.flip(-1) * torch.stack(
-            (-sin, sin), -1
-        )  # a cos - b sin, b cos + a sin
-        return turned.flatten(-2).to(x.dtype)
+        heads = x.ndim == 4
+        if heads:  # a projection leaves them inside the positions in memory, and so shall we
+            x, cos, sin = x.transpose(1, 2), cos.unsqueeze(-2), sin.unsqueeze(-2)
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (..., K/2) each
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2).to(x.dtype)
+        return turned.transpose(1, 2) if heads else turned
 
 # %% ../nbs/02_model.ipynb #7d8f8acd
 def softmax(
@@ -669,16 +668,13 @@ def activation_bytes(
     N, L, D, H, J = batch_size * T, c.num_layers, c.d_model, c.num_heads, c.kv_heads
     norms = {"pre": 2 * L + 1, "post": 2 * L, "none": 0}[c.norm]
     qk_norm = N * (H + J) * (2 * c.d_head + 1) if c.qk_norm else 0  # input, scaled input, 1/RMS
-    turns = 2 * T * c.d_head if c.position == "rope" else 0  # signed sines, for queries and for keys
     scores = (
         N * H if fused else 2 * N * H * (T + 1)
     )  # log-sum-exp; else two tables, the sums and their inverses
     return {
         "stream": 4
         * ((2 * L + 1) * N * D + norms * N * (2 * D + 1)),  # inputs of the matrices; inside the norms
-        "attention": 4
-        * L
-        * (N * (2 * D + 2 * J * c.d_head) + qk_norm + turns),  # queries, results; keys, values
+        "attention": 4 * L * (N * (2 * D + 2 * J * c.d_head) + qk_norm),  # queries, results; keys, values
         "scores": 4 * L * scores + (0 if fused else L * T * T),  # and the mask, a byte per entry
         "feed_forward": 4 * L * N * c.d_hidden * (5 if c.ffn == "swiglu" else 3),
         "loss": 4 * N * c.vocab_size,
