@@ -11,12 +11,12 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'claim_folder', 'newest_whole', 'cut_metrics', 'prune', 'interrupts_held', 'RunFolder', 'Diverged', 'Meter',
            'compiled', 'DeviceMismatch', 'loss_and_gradients', 'check_device', 'chosen', 'can_run_triton',
            'loss_and_gradient_', 'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy',
-           'fused_loss', 'address_table', 'FusedUpdate', 'Twin', 'Quantized', 'new_rows', 'product', 'rms_norm',
-           'rms_norm_backward', 'row_pieces', 'gate', 'gate_backward_', 'take_apart', 'turn', 'attention_inputs',
-           'attention_inputs_backward', 'AttentionInputs', 'gated_layer', 'gated_layer_backward', 'FusedBlock',
-           'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8', 'check_fusing', 'Recording',
-           'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane', 'race',
-           'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'fused_loss', 'address_table', 'FusedUpdate', 'CompiledUpdate', 'Twin', 'Quantized', 'new_rows', 'product',
+           'rms_norm', 'rms_norm_backward', 'row_pieces', 'gate', 'gate_backward_', 'take_apart', 'turn',
+           'attention_inputs', 'attention_inputs_backward', 'AttentionInputs', 'gated_layer', 'gated_layer_backward',
+           'FusedBlock', 'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8', 'check_fusing',
+           'Recording', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane',
+           'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -1478,6 +1478,36 @@ def shorten(
     factor = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
     self.update.factor = None if factor is None else factor.float().view(1)
 
+# %% ../nbs/03_training.ipynb #e7a90b34
+def _adamw_in_one_pass(params, grads, means, squares, beta1, beta2, eps, keep, root, rate):
+    for p, g, m, v in zip(params, grads, means, squares, strict=True):
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        p.mul_(keep).sub_(rate * m / (v.sqrt() / root + eps))
+
+
+class CompiledUpdate:
+    "`adamw_update` by torch.compile, one pass over each tensor; for a CPU."
+
+    def __init__(self):
+        self.apply = torch.compile(_adamw_in_one_pass, dynamic=False)
+
+    def __call__(self, params: list[Tensor], states: list[dict], group: dict) -> None:
+        lr, (beta1, beta2), alike = group["lr"], group["betas"], {}
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["step"] += 1
+            row = p, p.grad, state["exp_avg"], state["exp_avg_sq"]
+            alike.setdefault((p.dtype, state["step"]), []).append(row)
+        for (dtype, step), rows in alike.items():
+            numbers = 1 - lr * group["weight_decay"], math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
+            lists, numbers = (
+                map(list, zip(*rows, strict=True)),
+                (torch.tensor(x, dtype=dtype) for x in numbers),
+            )
+            self.apply(*lists, beta1, beta2, group["eps"], *numbers)
+
 # %% ../nbs/03_training.ipynb #1bf31d23
 class Twin:
     "A copy of a model with matrices in fewer bits, for forward and backward passes."
@@ -2198,7 +2228,10 @@ def make_fast(self: Job) -> None:
     model, dtype = (self.twin.model, None) if self.twin else (self.model, self.dtype)
     if chosen(c.compile, device):
         like = torch.zeros(c.batch_size // c.accumulation, self.length, dtype=torch.int64, device=device)
-        loss_sum = compiled(loss_sum, model, like, dtype)
+        loss_sum = compiled(plain := loss_sum, model, like, dtype)
+        plain_update = getattr(self.optimizer, "update", None) is adamw_update
+        if device.type == "cpu" and plain_update and loss_sum is not plain:  # there is a compiler
+            self.optimizer.update = CompiledUpdate()
     options = {"accumulation": c.accumulation, "dtype": dtype, "scaler": self.scaler, "loss_sum": loss_sum}
     if self.twin:
         options["after_part"] = self.twin.hand_over_gradients

@@ -95,6 +95,24 @@ def test_models_of_several_kinds_compile_in_one_process(quick_compiler, recwarn)
         assert training.compiled(training.model_loss, model, ids) is not training.model_loss, recwarn.list
 
 
+def test_compile_takes_the_update_along_where_there_is_a_compiler(monkeypatch):
+    update = lambda **options: (
+        training.Job(TransformerLM(CONFIG), replace(TRAIN, **options), IDS).optimizer.update
+    )
+    assert update() is training.adamw_update
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        assert isinstance(update(compile=True), training.CompiledUpdate)
+        assert isinstance(update(compile=True, fused_adamw=True), training.FusedUpdate)
+
+    def broken(*args):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    with pytest.warns(UserWarning, match="without it"):
+        assert update(compile=True) is training.adamw_update
+
+
 def test_kernels_in_the_interpreter():
     "The same losses from the Triton kernels; in a process of its own, as Triton decides when it is imported."
     if not hasattr(training.triton, "JITFunction"):
