@@ -1502,11 +1502,8 @@ class CompiledUpdate:
             alike.setdefault((p.dtype, state["step"]), []).append(row)
         for (dtype, step), rows in alike.items():
             numbers = 1 - lr * group["weight_decay"], math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
-            lists, numbers = (
-                map(list, zip(*rows, strict=True)),
-                (torch.tensor(x, dtype=dtype) for x in numbers),
-            )
-            self.apply(*lists, beta1, beta2, group["eps"], *numbers)
+            numbers = [torch.tensor(x, dtype=dtype) for x in numbers]
+            self.apply(*map(list, zip(*rows, strict=True)), beta1, beta2, group["eps"], *numbers)
 
 # %% ../nbs/03_training.ipynb #1bf31d23
 class Twin:
