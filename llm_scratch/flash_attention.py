@@ -6,8 +6,9 @@ __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'HOPPER'
            'check_inputs', 'FlashAttentionPyTorch', 'Tiles', 'Gpu', 'shared_bytes', 'registers', 'fits',
            'default_tiles', 'candidates', 'interpreted', 'has_tma', 'triton_forward', 'triton_backward',
            'flash_forward', 'flash_backward', 'FlashAttentionTriton', 'why_not_triton', 'flash_attention',
-           'AttentionShape', 'plan_attention', 'naive_attention', 'median_ms', 'measure_attention', 'ceilings',
-           'benchmark_attention', 'attention_record', 'attention_table', 'save_attention', 'plot_attention', 'autotune']
+           'AttentionShape', 'plan_attention', 'naive_attention', 'launch_ms', 'median_ms', 'measure_attention',
+           'ceilings', 'benchmark_attention', 'attention_record', 'attention_table', 'save_attention', 'plot_attention',
+           'autotune']
 
 # %% ../nbs/05_flash_attention.ipynb #8b1fb66b
 import json
@@ -26,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -465,13 +467,15 @@ def _consume_scores(s, m, l, last, k0, scale, MASK: tl.constexpr, BLOCK_KV: tl.c
 
 @gluon.jit
 def _consume_tiles(
-    Q, tiles, barriers, p, alpha, acc, m, l, last, begin, end, scale,
+    Q, tiles, barriers, p, alpha, acc, m, l, last, n0, begin, end, scale,
     MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    # Steps `begin` to `end`: start Q K_n and P_{n-1} V_{n-1}, and compute P_n while the latter runs.
+    # Steps `begin` to `end` of a walk whose first was step n0 of the program: start Q K_n and P_{n-1} V_{n-1}, and
+    # compute P_n while the latter runs.
     k_tiles, v_tiles = tiles
     k_full, k_empty, v_full, v_empty = barriers
-    for n in range(begin, end):
+    for t in range(begin, end):
+        n = n0 + t
         slot, before = n % STAGES, (n - 1) % STAGES
         mbarrier.wait(k_full.index(slot), (n // STAGES) & 1)
         Kn = k_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
@@ -482,7 +486,7 @@ def _consume_tiles(
         sums = warpgroup_mma(p, Vn, acc, is_async=True)
         s = warpgroup_mma_wait(1, deps=[scores])  # one may still be under way
         mbarrier.arrive(k_empty.index(slot), count=1)
-        p_new, alpha, m, l = _consume_scores(s, m, l, last, n * BLOCK_KV, scale, MASK, BLOCK_KV, S)
+        p_new, alpha, m, l = _consume_scores(s, m, l, last, t * BLOCK_KV, scale, MASK, BLOCK_KV, S)
         p_new = gl.convert_layout(p_new.to(k_tiles.dtype), P)
         # V_n is for the next step; waiting for it here keeps the compiler from moving the exponentials past the products
         mbarrier.wait(v_full.index(slot), (n // STAGES) & 1)
@@ -491,10 +495,50 @@ def _consume_tiles(
         p = p_new
     return p, alpha, acc, m, l
 
+# %% ../nbs/05_flash_attention.ipynb #8e2f61aa
+@gluon.jit
+def _walk_of(t, H, Nq, Nk, OWN: tl.constexpr, BLOCK_KV: tl.constexpr, CAUSAL: tl.constexpr):
+    # Where tile t of all is, of OWN queries; how many tiles of keys all of them see; how many to walk, at least one.
+    count = gl.cdiv(Nq, OWN)
+    head, tile = t // count, t % count
+    full, steps = Nk // BLOCK_KV, gl.cdiv(Nk, BLOCK_KV)
+    if CAUSAL:
+        tile = count - 1 - tile  # the longest walk first
+        full = gl.minimum(full, gl.maximum(tile * OWN + 1 + Nk - Nq, 0) // BLOCK_KV)
+        steps = gl.cdiv(gl.maximum(gl.minimum(Nk, tile * OWN + OWN + Nk - Nq), 1), BLOCK_KV)
+    return (head, head // H, head % H, tile * OWN, Nq, Nk), full, steps
+
+
+@gluon.jit
+def _turn(turn, order, sizes, ROWS: tl.constexpr, CAUSAL: tl.constexpr):
+    # What this program owns on a turn. The order of the tiles within a head changes after every `order` heads.
+    t = turn * gl.num_programs(0) + gl.program_id(0)
+    if CAUSAL:
+        count = gl.cdiv(sizes[1], 128)
+        head = t // count
+        if head // order % 2 == 1:
+            t = (2 * head + 1) * count - 1 - t
+    return _walk_of(t, *sizes, 128, ROWS, CAUSAL)
+
+# %% ../nbs/05_flash_attention.ipynb #a17f6e05
+@lru_cache
+def _shares(heads, Nq, Nk, programs, order):
+    "Tiles of keys that each program walks in all, under a mask."
+    count = -(-Nq // 128)
+    head, tile = np.divmod(np.arange(heads * count), count)
+    walks = -(-np.clip((tile + 1) * 128 + Nk - Nq, 1, Nk) // 128)  # of a head, the shortest first
+    walks = np.where(head // order % 2, walks, walks[count - 1 - tile])
+    return np.bincount(np.arange(len(walks)) % programs, walks)
+
+
+def _fair_order(heads, Nq, Nk, programs):
+    "After how many heads the order of tiles should change, so that no program walks much longer than another."
+    return min((heads, 1, 2, 3), key=lambda order: _shares(heads, Nq, Nk, programs, order).max())
+
 # %% ../nbs/05_flash_attention.ipynb #9a76ba10
 @gluon.jit
 def _consumer_output(o, lse, tile, acc, m, l, i, place, q0, A: tl.constexpr):
-    # Store the rows of o and lse from q0 on. The queries are done with: their `tile` in shared memory serves the output.
+    # Store the rows of o and lse from q0 on, by way of a `tile` in shared memory.
     head, b, h, _, Nq, Nk = place
     blind = l == 0  # saw no key
     l = gl.where(blind, 1.0, l)
@@ -504,66 +548,79 @@ def _consumer_output(o, lse, tile, acc, m, l, i, place, q0, A: tl.constexpr):
     async_store(o, [b, h, q0, 0], tile)
     L = gl.where(blind, -float("inf"), (m + gl.log2(l)) * 0.6931471805599453)  # * ln 2: back to base e
     gl.store(lse + head.to(gl.int64) * Nq + i, L, mask=i < Nq)
-    tma.store_wait(0)
 
 
 @gluon.jit
 def _consumer(
-    W: tl.constexpr, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+    W: tl.constexpr, o, lse, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
     STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, CAUSAL: tl.constexpr,
     S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     # Consumer W owns queries q0 + 64 W ...: registers hold its scores (layout S), sums (A) and probabilities (P).
-    head, b, h, q0, Nq, Nk = place
-    full, steps = limits
-    i = q0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
-    last = i * 0 + (Nk - 1)
-    if CAUSAL:
-        last = gl.minimum(last, i + (Nk - Nq))
-    m = gl.full([64], -3e38, gl.float32, gl.SliceLayout(1, S))  # LOWEST
-    l = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S))
-    acc = gl.zeros([64, K_PAD], gl.float32, A)
-    mbarrier.wait(q_full.index(W), 0)
-    Q = q_tiles.index(W).reshape([64, K_PAD])
     k_tiles, v_tiles = tiles
     k_full, k_empty, v_full, v_empty = barriers
-    mbarrier.wait(k_full.index(0), 0)  # the first step has no product before it
-    K0 = k_tiles.index(0).reshape([BLOCK_KV, K_PAD])
-    s = warpgroup_mma(Q, K0.permute((1, 0)), gl.zeros([64, BLOCK_KV], gl.float32, S), use_acc=False)
-    mbarrier.arrive(k_empty.index(0), count=1)
-    p, alpha, m, l = _consume_scores(s, m, l, last, 0, scale, True, BLOCK_KV, S)
-    p = gl.convert_layout(p.to(k_tiles.dtype), P)
-    mbarrier.wait(v_full.index(0), 0)
-    p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, 1, full, scale,
-                                         False, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
-    p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, gl.maximum(full, 1), steps, scale,
-                                         True, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
-    Vn = v_tiles.index((steps - 1) % STAGES).reshape([BLOCK_KV, K_PAD])
-    acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
-    _consumer_output(o, lse, q_tiles.index(W), acc, m, l, i, place, q0 + W * 64, A)
+    own_full, own_empty = own_barriers
+    Q, o_tile = own.index(W).reshape([64, K_PAD]), out.index(W)
+    n = 0
+    for turn in range(turns):
+        place, full, steps = _turn(turn, order, sizes, BLOCK_KV, CAUSAL)
+        _, _, _, q0, Nq, Nk = place
+        i = q0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+        last = i * 0 + (Nk - 1)
+        if CAUSAL:
+            last = gl.minimum(last, i + (Nk - Nq))
+        m = gl.full([64], -3e38, gl.float32, gl.SliceLayout(1, S))  # LOWEST
+        l = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S))
+        acc = gl.zeros([64, K_PAD], gl.float32, A)
+        mbarrier.wait(own_full.index(W), turn & 1)
+        slot, phase = n % STAGES, (n // STAGES) & 1
+        mbarrier.wait(k_full.index(slot), phase)  # the first step has no product before it
+        K0 = k_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        s = warpgroup_mma(Q, K0.permute((1, 0)), gl.zeros([64, BLOCK_KV], gl.float32, S), use_acc=False)
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        p, alpha, m, l = _consume_scores(s, m, l, last, 0, scale, True, BLOCK_KV, S)
+        p = gl.convert_layout(p.to(k_tiles.dtype), P)
+        mbarrier.wait(v_full.index(slot), phase)
+        p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, n, 1, full, scale,
+                                             False, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
+        p, alpha, acc, m, l = _consume_tiles(Q, tiles, barriers, p, alpha, acc, m, l, last, n, gl.maximum(full, 1), steps, scale,
+                                             True, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
+        mbarrier.arrive(own_empty.index(W), count=1)
+        n += steps
+        slot = (n - 1) % STAGES
+        Vn = v_tiles.index(slot).reshape([BLOCK_KV, K_PAD])
+        acc = warpgroup_mma(p, Vn, acc * gl.convert_layout(alpha, gl.SliceLayout(1, A))[:, None])
+        mbarrier.arrive(v_empty.index(slot), count=1)
+        tma.store_wait(0)  # the output before has left its place
+        _consumer_output(o, lse, o_tile, acc, m, l, i, place, q0 + W * 64, A)
+    tma.store_wait(0)
 
 # %% ../nbs/05_flash_attention.ipynb #fb68c1bf
 @gluon.jit
 def _producer(
-    own, own_tiles, own_full, walked, tiles, barriers, at, walk, STAGES: tl.constexpr, ROWS: tl.constexpr
-):
-    # Fetch the tiles that the consumers own, then pairs of tiles to walk along whenever a place is empty.
-    b, h, t0 = at
-    first_head, heads, begin, end = walk
-    for w in gl.static_range(2):
-        mbarrier.expect(own_full.index(w), len(own) * own[0].block_type.nbytes)
-        for x in gl.static_range(len(own)):
-            async_load(own[x], [b, h, t0 + w * 64, 0], own_full.index(w), own_tiles[x].index(w))
+    own, own_tiles, own_barriers, walked, tiles, barriers, turns, order, sizes, groups, STAGES: tl.constexpr, ROWS: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    # Turn by turn: fetch the tiles that the consumers own, then pairs of tiles to walk along; each as soon as its place is empty.
+    own_full, own_empty = own_barriers
     n = 0
-    for g in range(heads):
-        for t in range(begin, end):
-            slot, phase = n % STAGES, (n // STAGES) & 1
-            for x in gl.static_range(2):
-                full, empty = barriers[2 * x].index(slot), barriers[2 * x + 1].index(slot)
-                mbarrier.wait(empty, phase ^ 1)  # passes at once the first time round
-                mbarrier.expect(full, walked[x].block_type.nbytes)
-                async_load(walked[x], [b, first_head + g, t * ROWS, 0], full, tiles[x].index(slot))
-            n += 1
+    for turn in range(turns):
+        place, _, steps = _turn(turn, order, sizes, ROWS, CAUSAL)
+        _, b, h, t0, _, _ = place
+        for w in gl.static_range(2):
+            mbarrier.wait(own_empty.index(w), (turn & 1) ^ 1)  # passes at once the first time round
+            mbarrier.expect(own_full.index(w), len(own) * own[0].block_type.nbytes)
+            for x in gl.static_range(len(own)):
+                async_load(own[x], [b, h, t0 + w * 64, 0], own_full.index(w), own_tiles[x].index(w))
+        for g in range(groups[1]):
+            head = h // groups[0] * groups[1] + g  # of the heads walked along
+            for t in range(steps):
+                slot, phase = n % STAGES, (n // STAGES) & 1
+                for x in gl.static_range(2):
+                    full, empty = barriers[2 * x].index(slot), barriers[2 * x + 1].index(slot)
+                    mbarrier.wait(empty, phase ^ 1)
+                    mbarrier.expect(full, walked[x].block_type.nbytes)
+                    async_load(walked[x], [b, head, t * ROWS, 0], full, tiles[x].index(slot))
+                n += 1
 
 
 @gluon.jit
@@ -576,46 +633,34 @@ def _barriers(N: tl.constexpr, arrivals: tl.constexpr):
 
 
 @gluon.jit
-def _hopper_walk(H, Nq, Nk, OWN: tl.constexpr, BLOCK_KV: tl.constexpr, CAUSAL: tl.constexpr):
-    # Which OWN queries this program owns; how many tiles of keys all of them see; how many it walks, at least one.
-    count = gl.cdiv(Nq, OWN)
-    head, tile = gl.program_id(0) // count, gl.program_id(0) % count
-    full, steps = Nk // BLOCK_KV, gl.cdiv(Nk, BLOCK_KV)
-    if CAUSAL:
-        tile = count - 1 - tile  # the longest walk first
-        full = gl.minimum(full, gl.maximum(tile * OWN + 1 + Nk - Nq, 0) // BLOCK_KV)
-        steps = gl.cdiv(gl.maximum(gl.minimum(Nk, tile * OWN + OWN + Nk - Nq), 1), BLOCK_KV)
-    return (head, head // H, head % H, tile * OWN, Nq, Nk), full, steps
-
-
-@gluon.jit
 def _hopper_forward_kernel(
-    q, k, v, o, lse, H, G, Nq, Nk, scale,  # as in `_forward_kernel`; descriptors only
+    q, k, v, o, lse, H, G, Nq, Nk, scale, total, order,  # as in `_forward_kernel`; descriptors only
     K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
-    num_warps: tl.constexpr,
+    STAY: tl.constexpr, num_warps: tl.constexpr,
 ):  # fmt: skip
-    # grid (B * H * tiles,): one program owns 128 queries of one head.
+    # Any grid: the programs share out `total` tiles, each of 128 queries of one head.
     S: tl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, BLOCK_KV, 16]
     )  # 4 warps, one below the other
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, 128, BLOCK_KV, CAUSAL)
-    q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
+    own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
+    out = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], o.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
     v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
-    q_full = _barriers(2, 1)
+    own_barriers = (_barriers(2, 1), _barriers(2, 1))
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
-    tiles, limits = (k_tiles, v_tiles), (full, steps)
+    turns = gl.cdiv(total - gl.program_id(0), gl.num_programs(0)) if STAY else 1
+    tiles, sizes = (k_tiles, v_tiles), (H, Nq, Nk)
     # the last two lists: warps, and registers per thread, of the second consumer and of the producer
     gl.warp_specialize([
-        (_consumer, (0, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+        (_consumer, (0, o, lse, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
                      STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
-        (_consumer, (1, o, lse, q_tiles, tiles, q_full, barriers, place, limits, scale,
+        (_consumer, (1, o, lse, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
                      STAGES, BLOCK_KV, K_PAD, CAUSAL, S, A, P)),
-        (_producer, ((q,), (q_tiles,), q_full, (k, v), tiles, barriers, place[1:4],
-                     (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
+        (_producer, ((q,), (own,), own_barriers, (k, v), tiles, barriers, turns, order, sizes, (G, 1),
+                     STAGES, BLOCK_KV, CAUSAL)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #171e1106
@@ -644,14 +689,14 @@ def _row_numbers(
 
 @gluon.jit
 def _consume_dq(
-    Q, dO, tiles, barriers, L, Delta, acc, last, begin, end, scale,
+    Q, dO, tiles, barriers, L, Delta, acc, last, n0, begin, end, scale,
     MASK: tl.constexpr, STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    # `_dq_tiles` for steps `begin` to `end`.
+    # `_dq_tiles` for steps `begin` to `end` of a walk whose first was step n0 of the program.
     k_full, k_empty, v_full, v_empty = barriers
     zeros = gl.zeros([64, BLOCK_KV], gl.float32, S)
-    for n in range(begin, end):
-        slot, phase = n % STAGES, (n // STAGES) & 1
+    for t in range(begin, end):
+        slot, phase = (n0 + t) % STAGES, ((n0 + t) // STAGES) & 1
         mbarrier.wait(k_full.index(slot), phase)
         Kn = tiles[0].index(slot).reshape([BLOCK_KV, K_PAD])
         scores = warpgroup_mma(Q, Kn.permute((1, 0)), zeros, use_acc=False, is_async=True)
@@ -661,7 +706,7 @@ def _consume_dq(
         s = warpgroup_mma_wait(1, deps=[scores])  # one may still be under way
         p = gl.exp2(s * scale - L[:, None])
         if MASK:
-            j = n * BLOCK_KV + gl.arange(0, BLOCK_KV, layout=gl.SliceLayout(0, S))
+            j = t * BLOCK_KV + gl.arange(0, BLOCK_KV, layout=gl.SliceLayout(0, S))
             p = gl.where(j[None, :] <= last[:, None], p, 0.0)
         dp, p = warpgroup_mma_wait(0, deps=[products, p])
         mbarrier.arrive(v_empty.index(slot), count=1)
@@ -674,59 +719,101 @@ def _consume_dq(
 # %% ../nbs/05_flash_attention.ipynb #17e03c73
 @gluon.jit
 def _dq_consumer(
-    W: tl.constexpr, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
+    W: tl.constexpr, dq, o, lse, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
     STAGES: tl.constexpr, BLOCK_KV: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, CAUSAL: tl.constexpr,
     S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     # Consumer W owns queries q0 + 64 W ...
-    head, b, h, q0, Nq, Nk = place
-    full, steps = limits
-    i = q0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
-    last = i * 0 + (Nk - 1)
-    if CAUSAL:
-        last = gl.minimum(last, i + (Nk - Nq))
-    mbarrier.wait(own_full.index(W), 0)
+    own_full, own_empty = own_barriers
     Q, dO = own[0].index(W).reshape([64, K_PAD]), own[1].index(W).reshape([64, K_PAD])
-    L, Delta = _row_numbers(dO, o, lse, lse2, delta, place, q0 + W * 64, K, K_PAD, S)
-    acc = gl.zeros([64, K_PAD], gl.float32, A)
-    acc = _consume_dq(
-        Q, dO, tiles, barriers, L, Delta, acc, last, 0, full, scale, False, STAGES, BLOCK_KV, K_PAD, S, P
-    )
-    acc = _consume_dq(
-        Q, dO, tiles, barriers, L, Delta, acc, last, full, steps, scale, True, STAGES, BLOCK_KV, K_PAD, S, P
-    )
-    Q.store((acc * (scale * 0.6931471805599453)).to(own[0].dtype))  # * ln 2: the scale without log2(e)
-    fence_async_shared()
-    async_store(dq, [b, h, q0 + W * 64, 0], own[0].index(W))
+    n = 0
+    for turn in range(turns):
+        place, full, steps = _turn(turn, order, sizes, BLOCK_KV, CAUSAL)
+        _, b, h, q0, Nq, Nk = place
+        last = gl.full([64], 0, gl.int32, gl.SliceLayout(1, S)) + (Nk - 1)
+        if CAUSAL:
+            i = q0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+            last = gl.minimum(last, i + (Nk - Nq))
+        mbarrier.wait(own_full.index(W), turn & 1)
+        L, Delta = _row_numbers(dO, o, lse, lse2, delta, place, q0 + W * 64, K, K_PAD, S)
+        acc = gl.zeros([64, K_PAD], gl.float32, A)
+        acc = _consume_dq(
+            Q,
+            dO,
+            tiles,
+            barriers,
+            L,
+            Delta,
+            acc,
+            last,
+            n,
+            0,
+            full,
+            scale,
+            False,
+            STAGES,
+            BLOCK_KV,
+            K_PAD,
+            S,
+            P,
+        )
+        acc = _consume_dq(
+            Q,
+            dO,
+            tiles,
+            barriers,
+            L,
+            Delta,
+            acc,
+            last,
+            n,
+            full,
+            steps,
+            scale,
+            True,
+            STAGES,
+            BLOCK_KV,
+            K_PAD,
+            S,
+            P,
+        )
+        mbarrier.arrive(own_empty.index(W), count=1)
+        n += steps
+        tma.store_wait(0)
+        acc = acc * (scale * 0.6931471805599453)  # * ln 2: the scale without log2(e)
+        out.index(W).reshape([64, K_PAD]).store(acc.to(out.dtype))
+        fence_async_shared()
+        async_store(dq, [b, h, q0 + W * 64, 0], out.index(W))
     tma.store_wait(0)
 
 
 @gluon.jit
 def _hopper_dq_kernel(
-    q, k, v, o, do, dq, lse, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dq_kernel`; descriptors, o (pointer, strides)
+    q, k, v, o, do, dq, lse, lse2, delta, H, G, Nq, Nk, scale, total, order,  # as in `_dq_kernel`; descriptors, o (pointer, strides)
     K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
-    num_warps: tl.constexpr,
+    STAY: tl.constexpr, num_warps: tl.constexpr,
 ):  # fmt: skip
-    # grid (B * H * tiles,): one program owns 128 queries of one head.
+    # Any grid: the programs share out `total` tiles, each of 128 queries of one head.
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, 128, BLOCK_KV, CAUSAL)
     q_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], q.layout)
     do_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], do.layout)
+    out = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], dq.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
     v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], v.layout)
-    own_full = _barriers(2, 1)
+    own_barriers = (_barriers(2, 1), _barriers(2, 1))
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
-    own, tiles, limits = (q_own, do_own), (k_tiles, v_tiles), (full, steps)
+    turns = gl.cdiv(total - gl.program_id(0), gl.num_programs(0)) if STAY else 1
+    own, tiles, sizes = (q_own, do_own), (k_tiles, v_tiles), (H, Nq, Nk)
     gl.warp_specialize([
-        (_dq_consumer, (0, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
+        (_dq_consumer, (0, dq, o, lse, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
                         STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
-        (_dq_consumer, (1, dq, o, lse, lse2, delta, own, tiles, own_full, barriers, place, limits, scale,
+        (_dq_consumer, (1, dq, o, lse, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, scale,
                         STAGES, BLOCK_KV, K, K_PAD, CAUSAL, S, A, P)),
-        (_producer, ((q, do), own, own_full, (k, v), tiles, barriers, place[1:4],
-                     (place[2] // G, 1, 0, steps), STAGES, BLOCK_KV)),
+        (_producer, ((q, do), own, own_barriers, (k, v), tiles, barriers, turns, order, sizes, (G, 1),
+                     STAGES, BLOCK_KV, CAUSAL)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #6bc0c031
@@ -764,57 +851,60 @@ def _consume_dkv(
 
 @gluon.jit
 def _dkv_consumer(
-    W: tl.constexpr, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale,
+    W: tl.constexpr, dk, dv, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, G, scale,
     STAGES: tl.constexpr, BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr, S: tl.constexpr, A: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     # Consumer W owns keys and values k0 + 64 W ...
-    b, h_kv, k0 = at
-    H, G, Nq = sizes
-    dk_acc, dv_acc = gl.zeros([64, K_PAD], gl.float32, A), gl.zeros([64, K_PAD], gl.float32, A)
-    mbarrier.wait(own_full.index(W), 0)
-    Kj, Vj = own[0].index(W).reshape([64, K_PAD]), own[1].index(W).reshape([64, K_PAD])
-    for g in range(G):
-        row = (b * H + h_kv * G + g).to(gl.int64) * Nq
-        steps = Nq // BLOCK_Q
-        dk_acc, dv_acc = _consume_dkv((Kj, Vj), tiles, barriers, lse2 + row, delta + row, dk_acc, dv_acc, g * steps,
-                                      steps, scale, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
-    Kj.store((dk_acc * (scale * 0.6931471805599453)).to(own[0].dtype))
-    fence_async_shared()
-    async_store(dk, [b, h_kv, k0 + W * 64, 0], own[0].index(W))
-    Vj.store(dv_acc.to(own[0].dtype))
-    fence_async_shared()
-    async_store(dv, [b, h_kv, k0 + W * 64, 0], own[1].index(W))
+    own_full, own_empty = own_barriers
+    own = own[0].index(W).reshape([64, K_PAD]), own[1].index(W).reshape([64, K_PAD])
+    for turn in range(turns):
+        place, _, steps = _turn(turn, order, sizes, BLOCK_Q, False)
+        head, b, h_kv, k0, Nk, Nq = place
+        dk_acc, dv_acc = gl.zeros([64, K_PAD], gl.float32, A), gl.zeros([64, K_PAD], gl.float32, A)
+        mbarrier.wait(own_full.index(W), turn & 1)
+        for g in range(G):
+            row = (head * G + g).to(gl.int64) * Nq
+            dk_acc, dv_acc = _consume_dkv(own, tiles, barriers, lse2 + row, delta + row, dk_acc, dv_acc,
+                                          (turn * G + g) * steps, steps, scale, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
+        mbarrier.arrive(own_empty.index(W), count=1)
+        tma.store_wait(0)
+        out[0].index(W).reshape([64, K_PAD]).store((dk_acc * (scale * 0.6931471805599453)).to(out[0].dtype))
+        fence_async_shared()
+        async_store(dk, [b, h_kv, k0 + W * 64, 0], out[0].index(W))
+        out[1].index(W).reshape([64, K_PAD]).store(dv_acc.to(out[1].dtype))
+        fence_async_shared()
+        async_store(dv, [b, h_kv, k0 + W * 64, 0], out[1].index(W))
     tma.store_wait(0)
 
 # %% ../nbs/05_flash_attention.ipynb #28ab6e22
 @gluon.jit
 def _hopper_dkv_kernel(
-    q, k, v, do, dk, dv, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dkv_kernel`; descriptors only
+    q, k, v, do, dk, dv, lse2, delta, H, G, Nq, Nk, scale, total, order,  # as in `_dkv_kernel`; descriptors only
     K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
-    num_warps: tl.constexpr,
+    STAY: tl.constexpr, num_warps: tl.constexpr,
 ):  # fmt: skip
-    # grid (B * H_kv * tiles,): one program owns 128 keys and values of one key/value head. Not causal, whole tiles.
+    # Any grid: the programs share out `total` tiles of 128 keys and values of one key/value head. Not causal, whole tiles of queries.
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    count = gl.cdiv(Nk, 128)
-    head, k0 = gl.program_id(0) // count, gl.program_id(0) % count * 128
-    at, sizes = (head // (H // G), head % (H // G), k0), (H, G, Nq)
     k_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], k.layout)
     v_own = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], v.layout)
+    dk_out = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], dk.layout)
+    dv_out = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 64, K_PAD], dv.layout)
     q_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], q.layout)
     do_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_Q, K_PAD], do.layout)
-    own_full = _barriers(2, 1)
+    own_barriers = (_barriers(2, 1), _barriers(2, 1))
     barriers = (_barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(STAGES, 1), _barriers(STAGES, 2))
     fence_async_shared()
-    own, tiles = (k_own, v_own), (q_tiles, do_tiles)
+    turns = gl.cdiv(total - gl.program_id(0), gl.num_programs(0)) if STAY else 1
+    own, out, tiles, sizes = (k_own, v_own), (dk_out, dv_out), (q_tiles, do_tiles), (H // G, Nk, Nq)
     gl.warp_specialize([
-        (_dkv_consumer, (0, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale,
+        (_dkv_consumer, (0, dk, dv, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, G, scale,
                          STAGES, BLOCK_Q, K_PAD, S, A, P)),
-        (_dkv_consumer, (1, dk, dv, lse2, delta, own, tiles, own_full, barriers, at, sizes, scale,
+        (_dkv_consumer, (1, dk, dv, lse2, delta, own, out, own_barriers, tiles, barriers, turns, order, sizes, G, scale,
                          STAGES, BLOCK_Q, K_PAD, S, A, P)),
-        (_producer, ((k, v), own, own_full, (q, do), tiles, barriers, at,
-                     (at[1] * G, G, 0, Nq // BLOCK_Q), STAGES, BLOCK_Q)),
+        (_producer, ((k, v), own, own_barriers, (q, do), tiles, barriers, turns, order, sizes, (1, G),
+                     STAGES, BLOCK_Q, False)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #30264fef
@@ -865,7 +955,7 @@ def _early_forward_kernel(
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
+    place, full, steps = _walk_of(gl.program_id(0), H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
     head, b, h, q0, _, _ = place
     q_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], q.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, BLOCK_KV, K_PAD], k.layout)
@@ -893,7 +983,8 @@ def _early_forward_kernel(
     acc, p, m, l = _early_forward_tiles(Q, k, v, at, tiles, barriers, acc, p, m, l, last, full, steps, steps, scale,
                                      True, STAGES, BLOCK_KV, K_PAD, S, A, P)  # fmt: skip
     acc, p = warpgroup_mma_wait(0, deps=[acc, p])
-    _consumer_output(o, lse, q_tile, acc, m, l, i, place, q0, A)
+    _consumer_output(o, lse, q_tile, acc, m, l, i, place, q0, A)  # the queries are done with
+    tma.store_wait(0)
     mbarrier.invalidate(q_full.index(0))
 
 # %% ../nbs/05_flash_attention.ipynb #9f0f73ca
@@ -940,7 +1031,7 @@ def _early_dq_kernel(
     S: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV, 16])
     A: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K_PAD, 16])
     P: tl.constexpr = gl.DotOperandLayout(0, A, 2)
-    place, full, steps = _hopper_walk(H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
+    place, full, steps = _walk_of(gl.program_id(0), H, Nq, Nk, 64, BLOCK_KV, CAUSAL)
     head, b, h, q0, _, _ = place
     q_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], q.layout)
     do_tile = gl.allocate_shared_memory(q.dtype, [1, 1, 64, K_PAD], do.layout)
@@ -1103,6 +1194,7 @@ class Gpu(NamedTuple):
 
     capability: tuple[int, int]  # (8, 0) A100, (8, 9) Ada, (9, 0) Hopper, (10, 0) and (12, 0) Blackwell
     shared: int  # memory that a program can have on a multiprocessor [bytes]
+    multiprocessors: int = 132
 
 
 def shared_bytes(
@@ -1219,7 +1311,7 @@ def interpreted() -> bool:  # True: kernels run on the CPU too, slowly
 @lru_cache
 def _gpu(index: int) -> Gpu:
     p = torch.cuda.get_device_properties(index)
-    return Gpu((p.major, p.minor), p.shared_memory_per_block_optin)
+    return Gpu((p.major, p.minor), p.shared_memory_per_block_optin, p.multi_processor_count)
 
 
 def has_tma(device: torch.device) -> bool:
@@ -1325,19 +1417,22 @@ HOPPER = {  # padded head width, causal (None: either), shortest walk, kernel, r
         (64, False, 1, _early_forward_kernel, 64, dict(BLOCK_KV=128, STAGES=2)),
         (64, True, 1500, _early_forward_kernel, 64, dict(BLOCK_KV=128, STAGES=2)),
         (64, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=2)),
-        (128, False, 1000, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
-        (128, True, 1500, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
+        (128, False, 1, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
+        (128, True, 750, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
         (128, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=1)),
     ],
     "dq": [
         (64, None, 3000, _early_dq_kernel, 64, dict(BLOCK_KV=64, STAGES=2)),
         (64, None, 1, _early_dq_kernel, 64, dict(BLOCK_KV=64, STAGES=3)),
-        (128, None, 1000, _hopper_dq_kernel, 128, dict(BLOCK_KV=128, STAGES=2)),
+        (128, False, 1, _hopper_dq_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
+        (128, True, 6000, _hopper_dq_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=False)),
+        (128, True, 400, _hopper_dq_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
     ],
     "dkv": [
         (64, False, 1, _early_dkv_kernel, 64, dict(BLOCK_Q=128, STAGES=2)),
         (64, True, 1, _early_dkv_kernel, 64, dict(BLOCK_Q=128, STAGES=2)),
-        (128, False, 500, _hopper_dkv_kernel, 128, dict(BLOCK_Q=64, STAGES=2)),
+        (128, False, 750, _hopper_dkv_kernel, 128, dict(BLOCK_Q=64, STAGES=2, STAY=False)),
+        (128, False, 1, _hopper_dkv_kernel, 128, dict(BLOCK_Q=64, STAGES=2, STAY=True)),
     ],
 }
 
@@ -1381,11 +1476,13 @@ def _launch_hopper(name, tensors, numbers, causal, scale, choice=None):
         else _gluon_descriptor(*_described(x, 64 if keys == owns_keys else walked, K_PAD))
         for n, (x, keys) in enumerate(zip(tensors, of_keys, strict=True))
     ]
-    programs = B * (H_kv * triton.cdiv(Nk, own) if owns_keys else H * triton.cdiv(Nq, own))
+    tiles = B * (H_kv * triton.cdiv(Nk, own) if owns_keys else H * triton.cdiv(Nq, own))
+    programs = min(tiles, _gpu(tensors[0].device.index).multiprocessors) if walk.get("STAY") else tiles
+    shares = (tiles, _fair_order(B * H, Nq, Nk, programs) if causal else 1) if "STAY" in walk else ()
     if kernel is _early_dkv_kernel:
         numbers = [_gluon_descriptor(x.view(-1), [x.numel()], [1], [walked]) for x in numbers]
     with torch.cuda.device_of(tensors[0]):
-        kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e),
+        kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e), *shares,
                             K=K, K_PAD=K_PAD, CAUSAL=causal, num_warps=4, **walk)  # fmt: skip
 
 
@@ -1669,6 +1766,20 @@ ATTENTIONS = {  # name -> shape -> attention(q, k, v)
 }  # fmt: skip
 
 # %% ../nbs/05_flash_attention.ipynb #f95c4e4a
+def launch_ms(
+    f: Callable,  # what to launch on the GPU
+    runs: int = 3,
+) -> float:  # time that Python takes for it [ms]
+    "Median time until `f` returns, its work on the GPU launched but not waited for."
+    took = []
+    for _ in range(runs):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        took.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(took)
+
+
 def median_ms(
     f: Callable,  # what to time
     device: str,  # "cuda" or "cpu"
@@ -1685,7 +1796,7 @@ def median_ms(
     def run():
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         cache.zero_()
-        torch.cuda._sleep(2_000_000)  # about a millisecond, in which the CPU gets ahead
+        torch.cuda._sleep(ahead)
         events[0].record()
         f()
         events[1].record()
@@ -1695,7 +1806,10 @@ def median_ms(
         events[1].synchronize()
         return events[0].elapsed_time(events[1])
 
-    run()  # compiles
+    f()  # compiles
+    ahead = int(
+        2e6 * (1 + 3 * launch_ms(f))
+    )  # cycles, at about 2 GHz: longer than Python takes to launch `run`
     runs = min(15, max(3, int(1e3 * budget / ms(run()))))
     return statistics.median(map(ms, [run() for _ in range(runs)]))
 
@@ -1723,15 +1837,18 @@ def measure_attention(
             "backward": lambda: gradients(o),
             "both": lambda: gradients(attention(*x)),
         }
-        took = {name: median_ms(f, device, budget) for name, f in runs.items()}
+        launch = launch_ms if device == "cuda" else lambda f: None
+        took = {name: (median_ms(f, device, budget), launch(f)) for name, f in runs.items()}
     except torch.OutOfMemoryError:
         return [row | {"error": "out of memory"}]
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return [row | {"error": f"unsupported: {str(error).strip().splitlines()[0][:120]}"}]
     work = {"forward": 1, "backward": 2.5, "both": 3.5}
     return [
-        row | {"pass": name, "ms": ms, "tflops": work[name] * shape.flops / ms / 1e9, "peak_bytes": peak}
-        for name, ms in took.items()
+        row
+        | {"pass": name, "ms": ms, "launch_ms": launched}
+        | {"tflops": work[name] * shape.flops / ms / 1e9, "peak_bytes": peak}
+        for name, (ms, launched) in took.items()
     ]
 
 

@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from importlib import import_module
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -386,6 +388,43 @@ def places(ptx, instruction):
     return found
 
 
+@pytest.mark.parametrize("programs", [1, 7, 114, 132, 10_000])
+@pytest.mark.parametrize(
+    "heads, N", [(512, 512), (256, 1024), (128, 2000), (64, 4096), (32, 8192), (16, 16384), (3, 100)]
+)
+def test_programs_that_stay_share_out_all_tiles(heads, N, programs, monkeypatch):
+    needs_triton()
+    fa = import_module("llm_scratch.flash_attention")
+    if fa.gl is None:
+        pytest.skip("no Gluon")
+    plain = lambda kernel: getattr(kernel, "fn", kernel)  # the function as Python runs it
+    program = 0
+    number = SimpleNamespace(
+        num_programs=lambda _: programs, program_id=lambda _: program, minimum=min, maximum=max
+    )
+    number.cdiv = lambda a, b: -(-a // b)
+    monkeypatch.setattr(fa, "gl", number)
+    monkeypatch.setattr(fa, "_walk_of", plain(fa._walk_of))
+    for causal in False, True:
+        count = -(-N // 128)
+        order = fa._fair_order(heads, N, N, programs) if causal else 1
+        owned, work = set(), []
+        for program in range(min(programs, heads * count)):
+            steps = 0
+            for turn in range(-(-(heads * count - program) // programs)):
+                place, full, walk = plain(fa._turn)(turn, order, (heads, N, N), 128, causal)
+                assert place[1] == 0 and place[2] == place[0] < heads and place[3] % 128 == 0 and place[3] < N
+                assert (
+                    (full, walk) == ((place[3] + 1) // 128, place[3] // 128 + 1) if causal else walk == count
+                )
+                owned.add((place[0], place[3]))
+                steps += walk
+            work.append(steps)
+        assert len(owned) == heads * count  # all of them, and by the count of turns none twice
+        if causal and N <= 4096 and programs in (114, 132) and heads > 3:
+            assert max(work) <= 1.1 * sum(work) / programs
+
+
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # largest ||ours - exact|| / ||exact|| of the output, and of the gradients
 LIMITS = {torch.bfloat16: (3e-3, 4e-3), torch.float16: (4e-4, 6e-4), torch.float32: (1e-5, 1e-5)}
@@ -420,7 +459,7 @@ def test_on_the_gpu(K, dtype, causal):
     ]
     if 32 < K <= 128:  # long enough for each kernel written by hand, ragged and in whole tiles
         shapes += (1, 4, 2, 1500, 1500), (1, 2, 2, 1100, 1333), (1, 2, 1, 1400, 1100), (1, 4, 2, 1024, 1600)
-        shapes += (1, 6, 2, 640, 500), (1, 2, 1, 256, 800), (1, 1, 1, 5120, 5120)
+        shapes += (1, 6, 2, 640, 500), (1, 2, 1, 256, 800), (1, 1, 1, 6144, 6144)
     for B, H, H_kv, Nq, Nk in shapes:
         for layout in "model", "packed", "plain":
             q, k, v, do = gpu_views(B, H, H_kv, Nq, Nk, K, dtype, layout)
@@ -502,6 +541,45 @@ def test_gpu_same_bits_in_thousands_of_programs(B, H, T, K, causal):
     for _ in range(100):
         differing += sum((a != b).sum() for a, b in zip(first, run(), strict=True))
     assert not differing
+
+
+@on_gpu
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_gpu_same_bits_whatever_the_number_of_programs(causal, monkeypatch):
+    fa = import_module("llm_scratch.flash_attention")
+    if fa.gl is None or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernels whose programs stay are for Hopper")
+    gpu = fa._gpu(0)
+    for B, H, H_kv, Nq, Nk in (
+        (4, 16, 4, 700, 700),
+        (2, 16, 4, 704, 333),
+        (4, 8, 8, 512, 512),
+        (1, 4, 4, 4096, 4096),
+    ):
+        q, k, v, do = gpu_views(B, H, H_kv, Nq, Nk, 128, torch.bfloat16, "model")
+        x, found = [t.detach().requires_grad_() for t in (q, k, v)], []
+        for programs in 10**6, 132, 132, 7, 1:  # one tile for each; a few turns, twice; many; all
+            monkeypatch.setattr(fa, "_gpu", lambda index, n=programs: gpu._replace(multiprocessors=n))
+            o = fa.flash_attention(*x, causal=causal)
+            found.append((o, *torch.autograd.grad(o, x, do)))
+        for results in found[1:]:
+            for a, b in zip(found[0], results, strict=True):
+                assert torch.equal(a, b)
+
+
+@on_gpu
+def test_gpu_stopwatch_does_not_wait_for_python():
+    from llm_scratch.flash_attention import launch_ms, median_ms
+
+    x = torch.zeros(1, device="cuda")
+
+    def slow_to_launch():
+        x.add_(1)
+        time.sleep(0.004)
+        x.add_(1)
+
+    assert launch_ms(slow_to_launch) > 4
+    assert median_ms(slow_to_launch, "cuda") < 0.1
 
 
 @on_gpu
