@@ -10,6 +10,7 @@ __all__ = ['GPT2_PATTERN', 'GPT4_PATTERN', 'pretokenize', 'engine_pattern', 'pre
 # %% ../nbs/01_tokenizer.ipynb #19d1ce1c
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -792,13 +793,13 @@ def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tupl
 
 @patch
 def _encode_range_compiled(
-    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable | None = None
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable
 ) -> np.ndarray:
-    "The same by the engine; written where `place` says, otherwise an array of its own."
+    "The same by the engine; written in the array that `place` gives."
 
     def encode(coder):
         n = span[1] - span[0]
-        if place and coder.dtype == dtype:
+        if coder.dtype == dtype:
             ids = coder.encode_array(n, file, place(coder.room(n)))
         else:
             ids = coder.encode_array(n, file).astype(dtype)
@@ -820,15 +821,24 @@ def _encoded(
     progress: bool,
     place: Callable | None = None,  # number of ids -> array for them; of use if parts are made one by one
 ) -> Iterator[np.ndarray]:
-    "Token ids of a file, part after part."
+    "Token ids of a file, part after part, each valid until the next."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew = self._coders(size)
     known = engine_pattern(self.pattern) is not None
     spans = list(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes, known))
-    encode_range = partial(self._encode_range, path, token_dtype(self.vocab_size))
+    dtype, free = token_dtype(self.vocab_size), queue.SimpleQueue()
+    encode_range = partial(self._encode_range, path, dtype)
+
+    def lend(num_ids):  # first writes to new memory cost as much as encoding: arrays go round
+        try:
+            array = free.get_nowait()
+        except queue.Empty:
+            array = np.empty(num_ids, dtype)
+        return array if len(array) >= num_ids else np.empty(num_ids, dtype)
+
     if crew:
-        place = place if num_processes == 1 else None
-        encode_range = partial(self._encode_range_compiled, path, token_dtype(self.vocab_size), place=place)
+        place = place if place and num_processes == 1 else lend
+        encode_range = partial(self._encode_range_compiled, path, dtype, place=place)
     with (
         closing(ordered_map(encode_range, spans, num_processes, crew is not None)) as results,
         progress_bar(
@@ -837,6 +847,8 @@ def _encoded(
     ):
         for span, ids in zip(spans, results, strict=True):
             yield ids
+            if place is lend and ids.base is not None:
+                free.put(ids.base)
             bar.update(span[1] - span[0])
 
 
