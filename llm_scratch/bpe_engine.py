@@ -12,17 +12,17 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
            'block_begins_gpt4', 'scan_gpt4', 'home_of', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks',
            'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
-           'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'count_segment',
-           'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed',
-           'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'place_in', 'gain',
-           'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token',
-           'spell', 'first_names', 'neighbors', 'merge_pair', 'swept', 'with_events', 'learn', 'train', 'pair_of',
-           'find_rank', 'place_of', 'rank_of', 'fill_ranks', 'merge_few', 'rise', 'sink', 'merge_many', 'merge_word',
-           'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere', 'remember_all', 'encode_segment',
-           'has_room', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk',
-           'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark',
-           'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record',
-           'save_benchmark', 'plot_tokenizer_benchmark']
+           'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
+           'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count',
+           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
+           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
+           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
+           'with_events', 'learn', 'train', 'pair_of', 'find_rank', 'place_of', 'rank_of', 'fill_ranks', 'merge_few',
+           'rise', 'sink', 'merge_many', 'merge_word', 'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere',
+           'remember_all', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode',
+           'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
+           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
+           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -305,11 +305,12 @@ _SPILLS = (
 _GPT4 = "gap break_ tail inline_white single digits"  # carries of GPT-4's pattern alone
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
+_PROGRESS = "segment byte begun written"  # where to go on when tables have been made larger
 _TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
 _CODER = "width inline byte_ids byte_ranks maybe ranks num_ranks ids ids_size ids_used symbols order left right heap"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
-    f"bad {_PATTERN} {_TABLES} {_CODER}".split(),
+    f"bad {_PATTERN} {_PROGRESS} {_TABLES} {_CODER}".split(),
 )  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
@@ -794,7 +795,7 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 HUGE = 1 << 21  # bytes in a large page
-SMALL = (1 << 12, 1 << 8, 1 << 12)  # slots, slots of long words, bytes for those
+SMALL = (1 << 12, 1 << 9, 1 << 12)  # slots, slots of long words, bytes for those
 
 
 class Memory:
@@ -869,7 +870,7 @@ def reserve(self: Memory, words: int, long_words: int, long_bytes: int) -> None:
 
 
 def read(self: Memory, data: bytes | int, file=None) -> int:
-    "Puts a text into the buffer: bytes, or so many bytes from a file. Returns its length."
+    "Puts a text into the buffer: bytes, or so many bytes from a file; -> its length."
     n = data if file else len(data)
     if n > self.size:
         self.make_buffer(2 * n)
@@ -877,7 +878,6 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
         n = file.readinto(memoryview(self.buffer)[:n])
     else:
         self.buffer[:n] = data
-    self.reserve(n // 2 + 256, n // 16 + 1, n)
     self.state["bad"] = -1
     return n
 
@@ -939,27 +939,52 @@ def count_elsewhere(text, j, state):
     add_short(slots, k, low, high, ONE, ZERO, state)
 
 
+@inline
+def has_room(state):
+    "Whether the tables have room for a batch of new words."
+    return (
+        10 * (state.used + BATCH) <= 8 * state.num_slots
+        and 10 * (state.long_used + BATCH) <= 8 * state.num_longs
+    )
+
+
 @jit
 def count_segment(text, n, state):
-    "Adds 1 to the value of every word of a text of n bytes."
-    begin_text(state)
-    i = filled = 0
-    while i < n:
+    "Adds 1 to the value of every word of n bytes of text, from state.byte on. Stops there if tables need room."
+    i, filled = state.byte, state.begun
+    if i == 0:
+        begin_text(state)
+    while i < n and has_room(state):
         i, words = next_batch(text, i, n, filled, state)
         j = count_known(0, words, state.keys, state.homes)
         while j < words:
             count_elsewhere(text, j, state)
             j = count_known(j + 1, words, state.keys, state.homes)
         filled = carry_over(words, state)
+    state.byte, state.begun = i, filled
+
+
+@inline
+def begin_segment(number, state):
+    "The next thing to do is the first byte of a segment."
+    state.segment, state.byte, state.begun = number, 0, 0
 
 
 @jit
-def count_segments(address, segments):
-    "Counts the words of several stretches of the text in the buffer."
+def count_segments(address, segments, n, go_on):
+    "Counts the words of several stretches of the n bytes in the buffer; -> 0, or -1: to go on when there is room."
     state = state_at(address)
-    for start, stop, _ in segments:
-        if start < stop:
-            count_segment(state.text + start, stop - start, state)
+    if not go_on:
+        begin_segment(0, state)
+    if state.arena_used + n > state.arena_size:
+        return -1
+    while state.segment < len(segments):
+        start, stop, _ = segments[state.segment]
+        count_segment(state.text + start, stop - start, state)
+        if state.byte < stop - start:
+            return -1
+        begin_segment(state.segment + 1, state)
+    return 0
 
 # %% ../nbs/01a_bpe_engine.ipynb #6cdcd0d1
 class Special:
@@ -1033,7 +1058,10 @@ def segments_between(text, n, firsts, letters, ends, ids):
 def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
     "Adds the words of a text; returns the place of its first byte that is not UTF-8, or -1."
     n = self.read(data, file)
-    count_segments(self.address, special.segments(self.text.ctypes.data, n))
+    segments, go_on = special.segments(self.text.ctypes.data, n), False
+    while count_segments(self.address, segments, n, go_on) < 0:
+        self.reserve(BATCH + n // 4, BATCH + n // 64, n)  # more than a batch: to grow seldom
+        go_on = True
     return int(self.state["bad"][0])
 
 
@@ -1792,51 +1820,65 @@ def remember_all(address, text, starts, ids):
 # %% ../nbs/01a_bpe_engine.ipynb #2c936e4d
 @jit
 def encode_segment(text, n, out, state):
-    "Writes the ids of n bytes of text at address `out`; -> the address behind them."
+    """Writes the ids of n bytes of text, from state.byte on, at address `out`; -> the address behind them.
+
+    Stops at state.byte if the tables need room.
+    """
     keys, homes, ids, width, inline_ids = state.keys, state.homes, state.ids, state.width, state.inline
-    begin_text(state)
-    i = filled = 0
-    while i < n:
+    i, filled = state.byte, state.begun
+    if i == 0:
+        begin_text(state)
+    while i < n and has_room(state):
         i, words = next_batch(text, i, n, filled, state)
         j, out = emit_known(0, words, keys, homes, out, ids, width, inline_ids)
         while j < words:
             out = emit_elsewhere(text, j, out, state)
             j, out = emit_known(j + 1, words, keys, homes, out, ids, width, inline_ids)
         filled = carry_over(words, state)
+    state.byte, state.begun = i, filled
     return out
 
 
 @inline
-def has_room(n, state):
-    "Whether the tables have room for all that n bytes of text may bring."
-    return (
-        10 * (state.used + (n >> 1) + 256) <= 8 * state.num_slots
-        and 10 * (state.long_used + (n >> 4) + 1) <= 8 * state.num_longs
-        and state.arena_used + n <= state.arena_size
-        and state.ids_used + n <= state.ids_size
-    )
+def has_room_for(n, state):
+    "Whether there is room for the bytes and ids of long words, if all n bytes are such."
+    return state.arena_used + n <= state.arena_size and state.ids_used + n <= state.ids_size
 
 
 @jit
 def encode_text(address, n):
     "Encodes the n bytes in the buffer as one segment; -> number of ids, or -1 if there is no room."
     state = state_at(address)
-    if not has_room(n, state):
+    begin_segment(0, state)
+    if not has_room_for(n, state):
         return -1
-    return (encode_segment(state.text, n, state.out, state) - state.out) >> state.width
+    out = encode_segment(state.text, n, state.out, state)
+    return (out - state.out) >> state.width if state.byte == n else -1
 
 
 @jit
-def encode_segments(address, segments):
-    "The same for stretches of text, each followed by a special token (-1: by none). There must be room."
+def encode_segments(address, segments, n, go_on):
+    """The same for stretches of the n bytes in the buffer, each followed by a special token (id -1: by none).
+
+    After -1 it can go on from where it was, when there is room.
+    """
     state = state_at(address)
-    out = state.out
-    for start, stop, special in segments:
-        if start < stop:
-            out = encode_segment(state.text + start, stop - start, out, state)
+    if not go_on:
+        begin_segment(0, state)
+        state.written = 0
+    if not has_room_for(n, state):
+        return -1
+    out = state.out + state.written
+    while state.segment < len(segments):
+        start, stop, special = segments[state.segment]
+        out = encode_segment(state.text + start, stop - start, out, state)
+        state.written = out - state.out
+        if state.byte < stop - start:
+            return -1
         if special >= 0:
             store64(out, np.uint64(special))
             out += 1 << state.width
+        begin_segment(state.segment + 1, state)
     return (out - state.out) >> state.width
 
 # %% ../nbs/01a_bpe_engine.ipynb #995f5ac7
@@ -1954,7 +1996,10 @@ def encode_array(
         raise ValueError(f"{n} bytes need an array of {wanted}, got {len(target)} {target.dtype}")
     self.state["out"] = target.ctypes.data
     try:
-        num_ids = encode_segments(self.address, self.special.segments(self.text.ctypes.data, n))
+        segments, go_on = self.special.segments(self.text.ctypes.data, n), False
+        while (num_ids := encode_segments(self.address, segments, n, go_on)) < 0:
+            self.reserve(BATCH + n // 4, BATCH + n // 64, n)  # more than a batch: to grow seldom
+            go_on = True
     finally:
         self.state["out"] = self.out.ctypes.data
     return target[:num_ids]

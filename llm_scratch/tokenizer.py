@@ -509,7 +509,7 @@ def _count_compiled(fast, path, special_tokens, num_processes, progress, pattern
             read_range(path, span)  # raises, and says where
         return span[1] - span[0]
 
-    spans = file_ranges(path, special_tokens, _PIECE // 8)  # small: tables have room for a piece of new words
+    spans = file_ranges(path, special_tokens, _PIECE // 4)  # small: every thread has a buffer
     with (
         closing(ordered_map(count, spans, num_processes, threads=True)) as results,
         progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting words") as bar,

@@ -303,6 +303,42 @@ def test_large_ids_and_long_words(monkeypatch):
     assert time.perf_counter() - start < 20  # quadratic time would be hours
 
 
+@pytest.mark.parametrize("name", ["GPT2_PATTERN", "GPT4_PATTERN"])
+def test_tables_that_grow_again_and_again_lose_nothing(name):
+    # every batch or so the kernels stop, and go on in larger tables: in the middle of a stretch, and of a word
+    pattern = getattr(tokenizer, name)
+    kind, split = tokenizer.engine_pattern(pattern), tokenizer.pretokenizer(pattern)
+    words = [f"{'Wörter' if k % 7 else 'a'}{k * k}{' ' if k % 3 else chr(10)}" for k in range(9000)]
+    words += [f"{chr(97 + k % 26) * (20 + k % 40)}{k} " for k in range(2000)]  # long ones, too
+    text = "".join(words[k * 7919 % len(words)] + "<|e|>" * (k % 1500 == 0) for k in range(len(words)))
+    data, stops = text.encode(), []
+
+    def barely(memory):
+        reserve = memory.reserve
+        memory.reserve = lambda words, longs, length: (
+            stops.append(1),
+            reserve(min(words, 256), min(longs, 256), length),
+        )
+        return memory
+
+    memory, special = barely(engine.Memory(kind)), {b"<|e|>": 60_000}
+    assert memory.count(data, engine.Special(special)) == -1
+    plain = [piece for part in text.split("<|e|>") for piece in split(part)]
+    assert counted(memory) == Counter(piece.encode() for piece in plain)
+    assert len(stops) >= 3  # it did stop
+    merges = np.array([[97 + k, 97 + k, 256 + k] for k in range(26)] + [[49, 50, 300], [300, 51, 301]])
+    coder, roomy = (
+        barely(engine.Coder(range(256), merges, special, kind)),
+        engine.Coder(range(256), merges, special, kind),
+    )
+    roomy.reserve(1 << 18, 1 << 15, len(data))
+    stops.clear()
+    ids = coder.encode_array(data)
+    assert len(stops) >= 3 and len(roomy) == 0
+    assert np.array_equal(ids, roomy.encode_array(data)) and len(coder) == len(roomy)
+    assert np.array_equal(ids, coder.encode_array(data))  # and from the cache
+
+
 def test_words_that_want_the_same_slot():
     memory, draw, words = engine.Memory(), random.Random(0), []
     while len(words) < 1500:
@@ -340,7 +376,7 @@ for n in [*range(0, 200), *range(200, 900, 7)]:
     data = b"".join(pieces[(n + k) % len(pieces)] for k in range(90))[:n] if n % 3 else (b"a1" * n)[:n]
     pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
     coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
-    coder.reserve(n // 2 + 256, n // 16 + 1, n)
+    coder.reserve(4 * n + 256, n // 16 + 256, n)
     for name, size in (("text", n + engine.PAD), ("out", coder.dtype.itemsize * (n + engine.PAD)),
                        ("arena", coder.sizes[2] + engine.PAD), ("ids", coder.ids.nbytes), ("masks", 16 * 32),
                        ("starts", 8 * (engine.BATCH + 2)), ("keys", 16 * engine.BATCH), ("homes", 8 * engine.BATCH)):
@@ -352,13 +388,13 @@ for n in [*range(0, 200), *range(200, 900, 7)]:
             coder.state[name] = guarded(size)
     ctypes.memmove(int(coder.state["text"][0]), data, n)
     segments = coder.special.segments(int(coder.state["text"][0]), n)
-    m = engine.encode_segments(coder.address, segments)
+    m = engine.encode_segments(coder.address, segments, n, False)
     got = np.ctypeslib.as_array((ctypes.c_uint16 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
     assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern).encode(data), n
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
     coder.state["text"] += 4096
-    engine.encode_segments(coder.address, np.array([[0, 64, -1]]))
+    engine.encode_segments(coder.address, np.array([[0, 64, -1]]), 64, False)
 """
 
 
