@@ -521,7 +521,6 @@ def _turn(turn, order, sizes, ROWS: tl.constexpr, CAUSAL: tl.constexpr):
     return _walk_of(t, *sizes, 128, ROWS, CAUSAL)
 
 # %% ../nbs/05_flash_attention.ipynb #a17f6e05
-@lru_cache
 def _shares(heads, Nq, Nk, programs, order):
     "Tiles of keys that each program walks in all, under a mask."
     count = -(-Nq // 128)
@@ -531,6 +530,7 @@ def _shares(heads, Nq, Nk, programs, order):
     return np.bincount(np.arange(len(walks)) % programs, walks)
 
 
+@lru_cache  # asked at every launch
 def _fair_order(heads, Nq, Nk, programs):
     "After how many heads the order of tiles should change, so that no program walks much longer than another."
     return min((heads, 1, 2, 3), key=lambda order: _shares(heads, Nq, Nk, programs, order).max())
