@@ -737,46 +737,10 @@ def _dq_consumer(
         mbarrier.wait(own_full.index(W), turn & 1)
         L, Delta = _row_numbers(dO, o, lse, lse2, delta, place, q0 + W * 64, K, K_PAD, S)
         acc = gl.zeros([64, K_PAD], gl.float32, A)
-        acc = _consume_dq(
-            Q,
-            dO,
-            tiles,
-            barriers,
-            L,
-            Delta,
-            acc,
-            last,
-            n,
-            0,
-            full,
-            scale,
-            False,
-            STAGES,
-            BLOCK_KV,
-            K_PAD,
-            S,
-            P,
-        )
-        acc = _consume_dq(
-            Q,
-            dO,
-            tiles,
-            barriers,
-            L,
-            Delta,
-            acc,
-            last,
-            n,
-            full,
-            steps,
-            scale,
-            True,
-            STAGES,
-            BLOCK_KV,
-            K_PAD,
-            S,
-            P,
-        )
+        acc = _consume_dq(Q, dO, tiles, barriers, L, Delta, acc, last, n, 0, full, scale,
+                          False, STAGES, BLOCK_KV, K_PAD, S, P)  # fmt: skip
+        acc = _consume_dq(Q, dO, tiles, barriers, L, Delta, acc, last, n, full, steps, scale,
+                          True, STAGES, BLOCK_KV, K_PAD, S, P)  # fmt: skip
         mbarrier.arrive(own_empty.index(W), count=1)
         n += steps
         tma.store_wait(0)
