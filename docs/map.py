@@ -93,7 +93,8 @@ def draw() -> str:
         station(4, "04", "story", PINK, lines("“This must be", "a treasure!”", "she whispered.", "“Will you come", "with me?”")),
         strip(0, 2, "01a", "the tokenizer at native speed", ORANGE, 14 + H + 12),
         strip(2, 1, "05", "FlashAttention", "#9A6700", 14 + H + 12),
-        strip(3, 2, "06", "experiments: what made it better?", GREEN, 14 + H + 12),
+        strip(3, 1, "05a", "fused products", "#9A6700", 14 + H + 12),
+        strip(4, 1, "06", "experiments", GREEN, 14 + H + 12),
         strip(0, 3, "notes", "GPUs, numerics, parallelism, inference, scaling, alignment", "#777", 14 + H + 58),
         strip(3, 2, "10", "all of it as one command: llm_scratch", "#777", 14 + H + 58),
     ]  # fmt: skip

@@ -14,9 +14,9 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'fused_loss', 'address_table', 'FusedUpdate', 'CompiledUpdate', 'Twin', 'Quantized', 'new_rows', 'product',
            'rms_norm', 'rms_norm_backward', 'row_pieces', 'gate', 'gate_backward_', 'take_apart', 'turn',
            'attention_inputs', 'attention_inputs_backward', 'AttentionInputs', 'gated_layer', 'gated_layer_backward',
-           'FusedBlock', 'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8', 'check_fusing',
-           'Recording', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane',
-           'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'add_product', 'FusedBlock', 'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8',
+           'check_fusing', 'Recording', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train',
+           'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -58,6 +58,7 @@ except ImportError:  # Mac, Windows: everything works without it, more slowly
     triton, tl = SimpleNamespace(jit=lambda kernel: None), SimpleNamespace(constexpr=None)
 
 from .data import replacing
+from .fused_gemm import matmul_add, matmul_gate, matmul_gate_backward, matmul_turn, runs_fused
 
 # %% ../nbs/03_training.ipynb #a36fb5c7
 class CrossEntropy(torch.autograd.Function):
@@ -1590,7 +1591,10 @@ def product(
     if isinstance(a, Quantized):
         out = product8(a, triton_quantize(weight), weight.dtype)
         return out if plus is None else out.add_(plus)
-    return a @ weight.T if plus is None else torch.addmm(plus, a, weight.T)
+    if plus is None:
+        return a @ weight.T
+    ours = runs_fused(a, weight) and plus.is_contiguous()
+    return matmul_add(a, weight, plus) if ours else torch.addmm(plus, a, weight.T)
 
 # %% ../nbs/03_training.ipynb #e79b557d
 @triton.jit
@@ -1865,6 +1869,9 @@ def attention_inputs(
 ) -> tuple[Tensor, Tensor]:  # (B, T, (H + 2J) K) with queries and keys turned; (B·T,) 1 / rms
     "Norm, one product for queries, keys and values, RoPE; x (B, T, D), weight ((H + 2J) K, D)."
     y, scale = rms_norm(x.flatten(0, 1), gain, eps, fp8)
+    if not fp8 and runs_fused(y, weight):
+        turned = len(weight) * (heads + kv_heads) // (heads + 2 * kv_heads)  # columns of queries and keys
+        return matmul_turn(y, weight, (cos, sin), x.shape[1], turned).view(*x.shape[:2], -1), scale
     qkv = product(y, weight).view(*x.shape[:2], -1)
     turn(*take_apart(qkv, heads, kv_heads), qkv, (cos, sin), 1.0, values=False)
     return qkv, scale
@@ -1928,8 +1935,12 @@ def gated_layer(
     "The feed-forward half of a block."
     flat = x.flatten(0, 1)
     y, scale = rms_norm(flat, gain, eps, fp8)
-    gate_up = product(y, up)
-    return product(gate(gate_up, fp8), down, flat).view_as(x), gate_up, scale
+    if not fp8 and runs_fused(y, up):
+        gate_up, h = matmul_gate(y, up)
+    else:
+        gate_up = product(y, up)
+        h = gate(gate_up, fp8)
+    return product(h, down, flat).view_as(x), gate_up, scale
 
 
 @gated_layer.register_fake
@@ -1950,8 +1961,12 @@ def gated_layer_backward(
     fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # gradients of x, gain, up and down
     d, flat = past.contiguous().flatten(0, 1), x.flatten(0, 1)
-    h = product(triton_quantize(d) if fp8 else d, down.T)  # the gradient of h, for the moment
-    d_gate_up, d_up = gate_backward_(gate_up, h, fp8)
+    if not fp8 and runs_fused(d, down.view(down.shape[::-1])):  # transposed on the way
+        d_gate_up, h = matmul_gate_backward(d, down, gate_up)
+        d_up = d_gate_up
+    else:
+        h = product(triton_quantize(d) if fp8 else d, down.T)  # the gradient of h, for the moment
+        d_gate_up, d_up = gate_backward_(gate_up, h, fp8)
     d_down = d.T @ h
     del h  # the largest that is not needed any more
     dx, d_gain, y = rms_norm_backward(flat, scale, gain, product(d_up, up.T), d)
@@ -1975,6 +1990,33 @@ def _through_gates(ctx, past, *_):
 gated_layer.register_autograd(_through_gates, setup_context=_remember_gates)
 
 # %% ../nbs/03_training.ipynb #a12d080d
+@torch.library.custom_op("llm_scratch::add_product", mutates_args=())
+def add_product(
+    x: Tensor,  # (B, T, D)
+    out: Tensor,  # (B, T, K)
+    weight: Tensor,  # (D, K)
+) -> Tensor:  # (B, T, D)
+    "x + out @ weight.T"
+    return product(out.flatten(0, 1), weight, x.flatten(0, 1)).view_as(x)
+
+
+@add_product.register_fake
+def _(x, out, weight):
+    return torch.empty_like(x)
+
+
+def _remember_product(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _through_product(ctx, d):
+    (out, weight), flat = ctx.saved_tensors, d.flatten(0, 1)
+    return d, (flat @ weight).view_as(out), flat.T @ out.flatten(0, 1)
+
+
+add_product.register_autograd(_through_product, setup_context=_remember_product)
+
+
 class FusedBlock(nn.Module):
     "What a block that `can_fuse` computes in training, from merged matrices."
 
@@ -2006,7 +2048,7 @@ class FusedBlock(nn.Module):
         inputs = x, self.ln1.weight, self.qkv, *tables, *self.heads, self.ln1.eps, self.fp8
         x, q, k, v = AttentionInputs.apply(*inputs)
         out = self.attention(q, k, v, causal=x.shape[1] > 1).transpose(1, 2).flatten(2)  # (B, T, D)
-        x = torch.addmm(x.flatten(0, 1), out.flatten(0, 1), self.output.T).view_as(x)
+        x = add_product(x, out, self.output)
         return gated_layer(x, self.ln2.weight, self.up, self.down, self.ln2.eps, self.fp8)[0]
 
 
