@@ -2,21 +2,21 @@
 
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
-           'LETTERS2', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2', 'MIX3', 'KEY', 'SLOT',
-           'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'VALUE_AT', 'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT',
-           'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW', 'COUNT_AT', 'MOST_IDS', 'LONG_BYTES', 'LONG_VALUE_AT',
-           'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16',
-           'select16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask',
+           'LATIN_GREEK', 'CYRILLIC_ARABIC', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2',
+           'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'VALUE_AT', 'LONG_VALUE_AT', 'HUGE',
+           'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW', 'COUNT_AT',
+           'MOST_IDS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16',
+           'copy16', 'select16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask',
            'between_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
            'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
            'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
-           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks',
-           'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
-           'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
-           'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count',
-           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
-           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
-           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
+           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long',
+           'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
+           'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room',
+           'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between',
+           'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists',
+           'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push',
+           'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
            'with_events', 'learn', 'train', 'pair_of', 'find_rank', 'place_of', 'rank_of', 'fill_ranks', 'merge_few',
            'rise', 'sink', 'merge_many', 'merge_word', 'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere',
            'remember_all', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode',
@@ -331,13 +331,15 @@ def begin_text(state):
 
 # %% ../nbs/01a_bpe_engine.ipynb #9ba38b1a
 # Characters of two and of three bytes that are all letters: range of their first byte, range of their second.
-LETTERS2 = (
+LATIN_GREEK = (
     (0xC3, 0xC3, 0x80, 0x96),  # Latin: À to Ö
     (0xC3, 0xC3, 0x98, 0xB6),  # Ø to ö
     (0xC3, 0xC3, 0xB8, 0xBF),  # ø to ÿ
     (0xC4, 0xCA, 0x80, 0xBF),  # Latin with all its accents
     (0xCE, 0xCE, 0xA3, 0xBF),  # Greek: Σ to ο
     (0xCF, 0xCF, 0x80, 0xB5),  # π to ϵ
+)
+CYRILLIC_ARABIC = (
     (0xD0, 0xD1, 0x80, 0xBF),  # Cyrillic
     (0xD7, 0xD7, 0x90, 0xAA),  # Hebrew
     (0xD8, 0xD8, 0xA0, 0xBF),  # Arabic, first half
@@ -365,9 +367,15 @@ def first_bytes(text, ranges):
 @jit
 def plain_letters(text, wide):
     "Masks of letters in the ranges whose bytes are all in `wide`, and of their first bytes."
-    two = first_bytes(text, LETTERS2) & wide >> ONE
-    follows = between_mask(text, 0x80, 0xBF) & wide
-    three = first_bytes(text, LETTERS3) & follows >> ONE & follows >> np.uint64(2)
+    two = three = ZERO
+    if between_mask(text, 0xC3, 0xCF) & wide:  # most blocks are in one script
+        two |= first_bytes(text, LATIN_GREEK)
+    if between_mask(text, 0xD0, 0xD9) & wide:
+        two |= first_bytes(text, CYRILLIC_ARABIC)
+    two &= wide >> ONE
+    if between_mask(text, 0xE4, 0xED) & wide:
+        follows = between_mask(text, 0x80, 0xBF) & wide
+        three = first_bytes(text, LETTERS3) & follows >> ONE & follows >> np.uint64(2)
     return two | two << ONE | three | three << ONE | three << np.uint64(2), two | three
 
 
@@ -648,16 +656,23 @@ MIX1, MIX2, MIX3 = (
 
 KEY = np.dtype([("low", np.uint64), ("high", np.uint64)])
 SLOT = np.dtype([("low", np.uint64), ("high", np.uint64), ("value", np.uint64), ("more", np.uint64)])
-LONG = np.dtype(
-    [("hash", np.uint64), ("at", np.int64), ("length", np.int64), ("value", np.uint64), ("more", np.uint64)]
+LONG = np.dtype(  # its length lies where a key has `high`, which is 0 there: they are never taken for equal
+    [("hash", np.uint64), ("length", np.int64), ("at", np.int64), ("value", np.uint64), ("more", np.uint64)]
 )
-KEY_BYTES, SLOT_BYTES, VALUE_AT = KEY.itemsize, SLOT.itemsize, SLOT.fields["value"][1]
+KEY_BYTES, SLOT_BYTES, LONG_BYTES = KEY.itemsize, SLOT.itemsize, LONG.itemsize
+VALUE_AT, LONG_VALUE_AT = (kind.fields["value"][1] for kind in (SLOT, LONG))
 
 
 @inline
 def home_of(low, high, shift):
     "Where the search for a key begins: the top bits of a product, the only ones that depend on every bit of the key."
     return np.int64((low * MIX1 ^ high * MIX2) >> shift)
+
+
+@inline
+def home_of_long(h, num_longs):
+    "The same in the table of long words, of which this is a hash."
+    return np.int64(h >> np.uint64(32)) & (num_longs - 1)
 
 
 @inline
@@ -695,7 +710,7 @@ def same_bytes(a, b, length):
 def find_long(state, text, length, h):
     "Index in the table of long words."
     longs = carray(pointer(state.longs), state.num_longs, LONG)
-    i = np.int64(h >> np.uint64(32)) & (len(longs) - 1)
+    i = home_of_long(h, len(longs))
     while longs[i].hash != 0:
         if longs[i].hash == h and longs[i].length == length:
             if same_bytes(state.arena + longs[i].at, text, length):
@@ -719,6 +734,7 @@ def make_keys(text, words, state):
     Word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start.
     """
     starts, keys, homes, slots, shift = state.starts, state.keys, state.homes, state.slots, state.shift
+    longs, num_longs = state.longs, state.num_longs
     start, masks = np.int64(load64(starts)), state.masks
     for j in range(words):
         key = keys + KEY_BYTES * j
@@ -726,11 +742,12 @@ def make_keys(text, words, state):
         length = stop - start
         if length <= SHORT:
             low, high = select16(key, text + start, masks + 32 * length)
+            home = slots + SLOT_BYTES * home_of(low, high, shift)
         else:
-            low, high = hash_long(text + start, length), ZERO
-            store64(key, low)
-            store64(key + 8, high)
-        home = slots + SLOT_BYTES * home_of(low, high, shift)
+            h = hash_long(text + start, length)
+            store64(key, h)
+            store64(key + 8, ZERO)
+            home = longs + LONG_BYTES * home_of_long(h, num_longs)
         store64(homes + 8 * j, np.uint64(home))
         prefetch(home)
         start = stop
@@ -1793,9 +1810,6 @@ def emit_elsewhere(text, j, out, state):
             add_long(text, length, low, ZERO, ZERO, state)
             remember(value, merge_word(text, length, state), state)
     return emit(out, value, state.ids, state.width, state.inline)
-
-
-LONG_BYTES, LONG_VALUE_AT = LONG.itemsize, LONG.fields["value"][1]
 
 # %% ../nbs/01a_bpe_engine.ipynb #46a39430
 @jit

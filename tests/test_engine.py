@@ -155,7 +155,7 @@ def edges(ranges, last):
 
 
 SCRIPTS = [
-    *edges(engine.LETTERS2, [()]),
+    *edges(engine.LATIN_GREEK + engine.CYRILLIC_ARABIC, [()]),
     *edges(engine.LETTERS3, [(0x80,), (0xBF,)]),
     "×",
     "÷",
