@@ -268,7 +268,8 @@ def test_bounded_memory(story, tokenizer, tmp_path):
     "6 MB of text: neither it nor its ids may pile up."
     path = tmp_path / "large.txt"
     path.write_bytes(story[:200_000].encode() * 30)
-    tokenizer.encode_file(path, tmp_path / "first.npy", 1, progress=False)  # loads compiled code, once for all
+    # loads compiled code, once for all
+    tokenizer.encode_file(path, tmp_path / "first.npy", 1, progress=False)
     tracemalloc.start()
     try:
         with open(path, encoding="utf-8", newline="") as file:
