@@ -291,13 +291,14 @@ def _gemm_kernel(
 def runs_fused(
     x: Tensor,  # (M, K)
     weight: Tensor,  # (N, K)
+    flip: bool = False,  # it is (K, N), and will be transposed
 ) -> bool:
     "Whether the kernel of this module multiplies them; elsewhere its functions are plain PyTorch."
     if gl is None or interpreted() or not x.is_cuda or torch.version.hip or not x.numel():
         return False
     same = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
     whole = all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (x, weight))
-    fits = x.shape[1] % 8 == 0 and len(weight) % 64 == 0  # 16 bytes; 32 rows, also of each half
+    fits = x.shape[1] % 8 == 0 and weight.shape[flip] % 64 == 0  # 16 bytes; 32 rows, also of each half
     return same and whole and fits and _gpu(x.device.index).capability[0] == 9
 
 
@@ -356,13 +357,12 @@ def matmul_gate(
 def matmul_gate_backward(
     dy: Tensor,  # (M, K) gradient of h @ down.T
     down: Tensor,  # (K, F)
-    gate_up: Tensor,  # (M, 2F) contiguous
+    gate_up: Tensor,  # (M, 2F)
 ) -> tuple[Tensor, Tensor]:  # gradient of gate_up (M, 2F); h once more (M, F)
     "dy @ down, and on through the gate."
-    if not (
-        gate_up.is_contiguous() and runs_fused(dy, down.view(down.shape[::-1]))
-    ):  # as it will be, transposed
+    if not runs_fused(dy, down, flip=True):
         return tuple(t.to(dy.dtype) for t in plain_gate_backward(_product(dy, down.T), gate_up))
+    gate_up = gate_up.contiguous()
     out, h = torch.empty_like(gate_up), dy.new_empty(len(dy), down.shape[1])
     _launch("gate_backward", dy, transposed(down), out, h, down.shape[1], gate_up=gate_up)
     return out, h
@@ -371,7 +371,7 @@ def matmul_gate_backward(
 def matmul_turn(
     x: Tensor,  # (M, K)
     weight: Tensor,  # (N, K)
-    tables: tuple[Tensor, Tensor],  # cosines and sines, (at least T, head width / 2) float32 contiguous
+    tables: tuple[Tensor, Tensor],  # cosines and sines, (at least T, head width / 2) float32
     T: int,  # row r is token r % T of its sequence
     turned: int,  # columns of queries and keys, the first; the rest stays as it is
 ) -> Tensor:  # (M, N)
@@ -381,6 +381,7 @@ def matmul_turn(
     if not runs_fused(x, weight):
         return plain_turn(_product(x, weight), *tables, T, turned).to(x.dtype)
     out = x.new_empty(len(x), len(weight))
+    tables = [t.contiguous() for t in tables]
     _launch("turn", x, weight, out, (*tables, T, turned), len(weight), HALF=tables[0].shape[1])
     return out
 
@@ -388,11 +389,12 @@ def matmul_turn(
 def matmul_add(
     x: Tensor,  # (M, K)
     weight: Tensor,  # (N, K)
-    plus: Tensor,  # (M, N) contiguous
+    plus: Tensor,  # (M, N)
 ) -> Tensor:  # (M, N)
     "x @ weight.T + plus. PyTorch's own copies `plus` first, and adds to the copy."
     if not runs_fused(x, weight):
         return (_product(x, weight) + plus).to(x.dtype)
+    plus = plus.contiguous()
     out = torch.empty_like(plus)
     _launch("add", x, weight, out, plus, len(weight))
     return out

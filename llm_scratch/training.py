@@ -1593,8 +1593,7 @@ def product(
         return out if plus is None else out.add_(plus)
     if plus is None:
         return a @ weight.T
-    ours = runs_fused(a, weight) and plus.is_contiguous()
-    return matmul_add(a, weight, plus) if ours else torch.addmm(plus, a, weight.T)
+    return matmul_add(a, weight, plus) if runs_fused(a, weight) else torch.addmm(plus, a, weight.T)
 
 # %% ../nbs/03_training.ipynb #e79b557d
 @triton.jit
@@ -1961,7 +1960,7 @@ def gated_layer_backward(
     fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # gradients of x, gain, up and down
     d, flat = past.contiguous().flatten(0, 1), x.flatten(0, 1)
-    if not fp8 and runs_fused(d, down.view(down.shape[::-1])):  # transposed on the way
+    if not fp8 and runs_fused(d, down, flip=True):
         d_gate_up, h = matmul_gate_backward(d, down, gate_up)
         d_up = d_gate_up
     else:

@@ -34,6 +34,11 @@ def test_programs_share_out_all_tiles(down, across, programs, monkeypatch):
 def test_on_the_cpu_it_is_plain_pytorch():
     x, weight = torch.randn(5, 16), torch.randn(64, 16)
     assert not gemm.runs_fused(x, weight)
+    wide = torch.randn(5, 128)  # any strides will do
+    flipped, straight = (
+        gemm.matmul_gate_backward(x, down, wide) for down in (weight.T, weight.T.contiguous())
+    )
+    torch.testing.assert_close(flipped, straight)
     gate_up, h = gemm.matmul_gate(x, weight)
     torch.testing.assert_close(gate_up, x @ weight.T)
     torch.testing.assert_close(h, F.silu(gate_up[:, :32]) * gate_up[:, 32:])
@@ -177,7 +182,7 @@ def test_gpu_a_block_trains_the_same(monkeypatch):
         gemm, "_launch", lambda ending, *a, **k: (calls.append(ending), real(ending, *a, **k))
     )
     for ours in True, False:
-        monkeypatch.setattr(training, "runs_fused", gemm.runs_fused if ours else lambda *a: False)
+        monkeypatch.setattr(training, "runs_fused", gemm.runs_fused if ours else lambda *a, **k: False)
         twin = training.Twin(model, torch.bfloat16)
         twin.fuse()
         training.model_loss(twin.model, ids[:, :-1], ids[:, 1:]).backward()
