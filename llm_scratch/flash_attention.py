@@ -1383,6 +1383,7 @@ HOPPER = {  # padded head width, causal (None: either), shortest walk, kernel, r
         (64, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=2)),
         (128, False, 1, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
         (128, True, 750, _hopper_forward_kernel, 128, dict(BLOCK_KV=128, STAGES=2, STAY=True)),
+        (128, True, 500, _hopper_forward_kernel, 128, dict(BLOCK_KV=64, STAGES=4, STAY=True)),
         (128, True, 1, _early_forward_kernel, 64, dict(BLOCK_KV=64, STAGES=1)),
     ],
     "dq": [
@@ -1493,9 +1494,12 @@ def triton_backward(
     do: Tensor,  # as q: gradient of the loss by o
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # dq, dk, dv, shaped and laid out like q, k, v
+    into: Iterable[
+        Tensor
+    ] = (),  # where to leave the gradients, any strides but the last; otherwise laid out like q, k, v
+) -> tuple[Tensor, Tensor, Tensor]:  # dq, dk, dv, shaped like q, k, v
     "What `tiled_backward` computes, by two kernels without atomics: the same bits every time."
-    dq, dk, dv = map(_like, (q, k, v))
+    dq, dk, dv = into or map(_like, (q, k, v))
     if not q.numel() or not k.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     lse2, delta = torch.empty_like(lse), torch.empty_like(lse)  # written by dq, read by dkv

@@ -13,10 +13,11 @@ __all__ = ['FREE', 'CrossEntropy', 'cross_entropy', 'check_targets', 'perplexity
            'loss_and_gradient_', 'triton_loss_and_gradient_', 'add_product_', 'linear_loss', 'linear_cross_entropy',
            'fused_loss', 'address_table', 'FusedUpdate', 'CompiledUpdate', 'Twin', 'Quantized', 'new_rows', 'product',
            'rms_norm', 'rms_norm_backward', 'row_pieces', 'gate', 'gate_backward_', 'take_apart', 'turn',
-           'attention_inputs', 'attention_inputs_backward', 'AttentionInputs', 'gated_layer', 'gated_layer_backward',
-           'add_product', 'FusedBlock', 'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8',
-           'check_fusing', 'Recording', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train',
-           'our_lane', 'peer_lane', 'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
+           'attention_inputs', 'attention_inputs_backward', 'AttentionInputs', 'turn_back', 'TakeApart',
+           'turned_attention', 'turned_attention_backward', 'gated_layer', 'gated_layer_backward', 'add_product',
+           'FusedBlock', 'can_fuse', 'quantize', 'product8', 'triton_quantize', 'require_fp8', 'check_fusing',
+           'Recording', 'make_adamw', 'random_state', 'restore_random_state', 'Job', 'train', 'our_lane', 'peer_lane',
+           'race', 'progress', 'draw_curve', 'plot_metrics', 'LivePlot']
 
 # %% ../nbs/03_training.ipynb #50300484
 import base64
@@ -58,6 +59,7 @@ except ImportError:  # Mac, Windows: everything works without it, more slowly
     triton, tl = SimpleNamespace(jit=lambda kernel: None), SimpleNamespace(constexpr=None)
 
 from .data import replacing
+from .flash_attention import flash_attention, triton_backward, triton_forward, why_not_triton
 from .fused_gemm import matmul_add, matmul_gate, matmul_gate_backward, matmul_turn, runs_fused
 
 # %% ../nbs/03_training.ipynb #a36fb5c7
@@ -1662,6 +1664,25 @@ def _norm_backward_kernel(
     tl.store(d_gain + tl.program_id(0) * D + c, total, mask=c < D)
 
 
+@triton.jit
+def _sum_kernel(
+    x,
+    total,  # (N, D) float32; (D,)
+    N,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # grid (D / BLOCK_D,): each sums some columns.
+    c = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for first in range(0, N, BLOCK_N):
+        r = first + tl.arange(0, BLOCK_N)[:, None]
+        sums += tl.load(x + r * D + c, mask=(r < N) & (c < D), other=0.0)
+    y = tl.sum(sums, 0)[None, :]
+    tl.store(total + c, y.to(total.dtype.element_ty), mask=c < D)
+
+
 def rms_norm(
     x: Tensor,  # (N, D) contiguous
     gain: Tensor,  # (D,)
@@ -1684,10 +1705,11 @@ def rms_norm_backward(
     Tensor, Tensor, Tensor
 ]:  # whole gradient of x (N, D); of the gain (D,); the norm's output once more
     (N, D), programs = x.shape, min(len(x), 1056)  # eight for each multiprocessor of an H200
-    dx, y, d_gain = torch.empty_like(x), torch.empty_like(x), torch.empty(programs, D, device=x.device)
-    block = triton.next_power_of_2(D)
-    _norm_backward_kernel[(programs,)](x, scale, gain, dy, past, dx, d_gain, y, N, D, BLOCK=block)
-    return dx, d_gain.sum(0).to(gain.dtype), y
+    dx, y, parts = torch.empty_like(x), torch.empty_like(x), torch.empty(programs, D, device=x.device)
+    d_gain, block = torch.empty_like(gain), triton.next_power_of_2(D)
+    _norm_backward_kernel[(programs,)](x, scale, gain, dy, past, dx, parts, y, N, D, BLOCK=block)
+    _sum_kernel[(triton.cdiv(D, 8),)](parts, d_gain, programs, D, BLOCK_N=512, BLOCK_D=8)
+    return dx, d_gain, y
 
 # %% ../nbs/03_training.ipynb #eaac474d
 @triton.jit
@@ -1883,43 +1905,124 @@ def _(x, gain, weight, cos, sin, heads, kv_heads, eps, fp8):
 
 @torch.library.custom_op("llm_scratch::attention_inputs_backward", mutates_args=())
 def attention_inputs_backward(
-    past: Tensor,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
+    past: Tensor,  # (B, T, D) gradient of the stream behind this piece
+    d_qkv: Tensor,  # (B, T, (H + 2J) K) gradient of the product, turned back already
     x: Tensor,
     scale: Tensor,
     gain: Tensor,
     weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, gain and weight
-    "`past` (B, T, D) is the gradient of the stream behind this piece."
-    dq, dk, dv = (d if d.stride(-1) == 1 else d.contiguous() for d in (dq, dk, dv))
-    d_qkv = x.new_empty(*x.shape[:2], len(weight))
-    turn(dq, dk, dv, d_qkv, (cos, sin), -1.0, values=True)
     d_qkv, flat = d_qkv.flatten(0, 1), x.flatten(0, 1)
     dx, d_gain, y = rms_norm_backward(flat, scale, gain, d_qkv @ weight, past.contiguous().view_as(flat))
     return dx.view_as(x), d_gain, d_qkv.T @ y
 
 
 @attention_inputs_backward.register_fake
-def _(past, dq, dk, dv, x, scale, gain, weight, cos, sin):
+def _(past, d_qkv, x, scale, gain, weight):
     return torch.empty_like(x), torch.empty_like(gain), torch.empty_like(weight)
 
 
 class AttentionInputs(torch.autograd.Function):
-    "(x, gain, weight, cos, sin, H, J, eps, fp8) -> x (B, T, D), queries (B, H, T, K), keys and values (B, J, T, K)."
+    "(x, gain, weight, cos, sin, H, J, eps, fp8) -> x (B, T, D) and (B, T, (H + 2J) K). Takes a gradient that is turned back."
 
     @staticmethod
     def forward(ctx, x, gain, weight, cos, sin, heads, kv_heads, eps, fp8):
         qkv, scale = attention_inputs(x, gain, weight, cos, sin, heads, kv_heads, eps, fp8)
-        ctx.save_for_backward(x, scale, gain, weight, cos, sin)
-        return x.view_as(x), *take_apart(qkv, heads, kv_heads)
+        ctx.save_for_backward(x, scale, gain, weight)
+        return x.view_as(x), qkv
 
     @staticmethod
-    def backward(ctx, past, dq, dk, dv):
-        return *attention_inputs_backward(past, dq, dk, dv, *ctx.saved_tensors), *[None] * 6
+    def backward(ctx, past, d_qkv):
+        return *attention_inputs_backward(past, d_qkv, *ctx.saved_tensors), *[None] * 6
+
+# %% ../nbs/03_training.ipynb #a7c2de15
+@torch.library.custom_op("llm_scratch::turn_back", mutates_args=())
+def turn_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    "Gradients (B, H, T, K), (B, J, T, K) twice: as one of (B, T, (H + 2J) K), before queries and keys were turned."
+    dq, dk, dv = (d if d.stride(-1) == 1 else d.contiguous() for d in (dq, dk, dv))
+    (B, H, T, K), J = dq.shape, dk.shape[1]
+    d_qkv = dq.new_empty(B, T, (H + 2 * J) * K)
+    turn(dq, dk, dv, d_qkv, (cos, sin), -1.0, values=True)
+    return d_qkv
+
+
+@turn_back.register_fake
+def _(dq, dk, dv, cos, sin):
+    (B, H, T, K), J = dq.shape, dk.shape[1]
+    return dq.new_empty(B, T, (H + 2 * J) * K)
+
+
+class TakeApart(torch.autograd.Function):
+    "What `AttentionInputs` gives, (cos, sin, H, J) -> queries (B, H, T, K), keys and values (B, J, T, K)."
+
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, heads, kv_heads):
+        ctx.save_for_backward(cos, sin)
+        return tuple(take_apart(qkv.view_as(qkv), heads, kv_heads))
+
+    @staticmethod
+    def backward(ctx, dq, dk, dv):
+        return turn_back(dq, dk, dv, *ctx.saved_tensors), *[None] * 4
+
+
+@torch.library.custom_op("llm_scratch::turned_attention", mutates_args=())
+def turned_attention(
+    qkv: Tensor,  # what `AttentionInputs` gives
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:  # (B, T, H K); log-sum-exp (B, H, T)
+    "`flash_attention`, whose gradient stays in one piece and is turned back where it lies."
+    q, k, v = take_apart(qkv, heads, kv_heads)
+    out, lse = triton_forward(q, k, v, causal, q.shape[-1] ** -0.5)
+    return out.transpose(1, 2).flatten(2), lse
+
+
+@turned_attention.register_fake
+def _(qkv, cos, sin, heads, kv_heads, causal):
+    B, T, width = qkv.shape
+    shape = B, T, width * heads // (heads + 2 * kv_heads)
+    return qkv.new_empty(shape), qkv.new_empty(B, heads, T, dtype=torch.float32)
+
+
+@torch.library.custom_op("llm_scratch::turned_attention_backward", mutates_args=())
+def turned_attention_backward(
+    d: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    causal: bool,
+) -> Tensor:
+    q, k, v = take_apart(qkv, heads, kv_heads)
+    o, do = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (out, d))
+    d_qkv = torch.empty_like(qkv)
+    parts = take_apart(d_qkv, heads, kv_heads)
+    triton_backward(q, k, v, o, lse, do, causal, q.shape[-1] ** -0.5, into=parts)
+    turn(*parts, d_qkv, (cos, sin), -1.0, values=False)
+    return d_qkv
+
+
+@turned_attention_backward.register_fake
+def _(d, qkv, out, lse, cos, sin, heads, kv_heads, causal):
+    return torch.empty_like(qkv)
+
+
+def _remember_turned(ctx, inputs, output):
+    qkv, cos, sin, *ctx.options = inputs
+    ctx.save_for_backward(qkv, *output, cos, sin)
+
+
+def _through_turned(ctx, d, _):
+    return turned_attention_backward(d, *ctx.saved_tensors, *ctx.options), *[None] * 5
+
+
+turned_attention.register_autograd(_through_turned, setup_context=_remember_turned)
 
 # %% ../nbs/03_training.ipynb #fbed1fe1
 @torch.library.custom_op("llm_scratch::gated_layer", mutates_args=())
@@ -2045,8 +2148,13 @@ class FusedBlock(nn.Module):
             raise ValueError("a fused block only trains: use the model that it is a twin of")
         tables = self.rope.cos, self.rope.sin
         inputs = x, self.ln1.weight, self.qkv, *tables, *self.heads, self.ln1.eps, self.fp8
-        x, q, k, v = AttentionInputs.apply(*inputs)
-        out = self.attention(q, k, v, causal=x.shape[1] > 1).transpose(1, 2).flatten(2)  # (B, T, D)
+        x, qkv = AttentionInputs.apply(*inputs)
+        causal = x.shape[1] > 1
+        if self.attention is flash_attention and not why_not_triton(take_apart(qkv, *self.heads)[0]):
+            out = turned_attention(qkv, *tables, *self.heads, causal)[0]  # (B, T, D)
+        else:
+            q, k, v = TakeApart.apply(qkv, *tables, *self.heads)
+            out = self.attention(q, k, v, causal=causal).transpose(1, 2).flatten(2)
         x = add_product(x, out, self.output)
         return gated_layer(x, self.ln2.weight, self.up, self.down, self.ln2.eps, self.fp8)[0]
 

@@ -50,11 +50,11 @@ def signature(gl, ending):
     "What the kernel is compiled for: argument -> type, and which arguments are multiples of 16."
     layout = lambda tile: gl.NVMMASharedLayout.get_default_for(tile, gl.bfloat16)
     descriptor = lambda *tile: f"tensordesc<bf16[{','.join(map(str, tile))}],{layout(list(tile))!r}>"
-    more = ("*fp32", "*fp32", "i32", "i32") if ending == "turn" else "*bf16"
-    types = dict(
-        x=descriptor(64, 64), weight=descriptor(4, *gemm.PLACES, 64), out="*bf16", halves=("i32", "i32")
-    )
-    return types | {"more": more} | ({"gate_up": descriptor(64, 64)} if ending == "gate_backward" else {})
+    pair = ("i32", "i32")
+    types = dict(x=descriptor(64, 64), weight=descriptor(4, *gemm.PLACES, 64), out="*bf16", halves=pair)
+    types |= {"widths": pair} | ({"beside": descriptor(64, 64)} if ending in gemm.BESIDE else {})
+    more = {"gate": "*bf16", "gate_backward": "*bf16", "turn": ("*fp32", "*fp32", *pair)}
+    return types | ({"more": more[ending]} if ending in more else {})
 
 
 @needs_gluon
@@ -68,15 +68,16 @@ def test_kernel_compiles_for_hopper(ending, tmp_path):
     from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel, types = gemm._gemm_kernel, signature(gemm.gl, ending)
-    constants = dict(ENDING=ending, HALF=32, STAGES=4, BLOCK_K=64, num_warps=4)
-    constants |= {} if "gate_up" in types else {"gate_up": None}
+    constants = dict(
+        ENDING=ending, HALF=32, PAIRS=gemm.BESIDE.get(ending, 0), STAGES=4, BLOCK_K=64, num_warps=4
+    )
+    constants |= dict.fromkeys({"beside", "more"} - set(types))
     names = kernel.arg_names
     kinds = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in ("out", "M", "N", "K")}
-    parts = types["more"] if isinstance(types["more"], tuple) else ()
-    at = names.index("more")
-    aligned |= {(at, i): [["tt.divisibility", 16]] for i in range(len(parts))}
-    aligned |= {} if parts else {(at,): [["tt.divisibility", 16]]}
+    more = types.get("more", ())
+    places_of_more = [(i,) for i in range(len(more))] if isinstance(more, tuple) else [()]
+    aligned |= {(names.index("more"), *place): [["tt.divisibility", 16]] for place in places_of_more}
     numbered = {(names.index(n),): value for n, value in constants.items()}
     compiled = Compiled(kernel, 90)
     source = GluonASTSource(kernel, kinds, numbered, aligned)
@@ -90,11 +91,15 @@ def test_kernel_compiles_for_hopper(ending, tmp_path):
     barriers = places(ptx, "mbarrier.init")
     assert barriers and not barriers & places(ptx, "st.shared")
     if (
-        ending == "gate_backward"
+        ending in gemm.BESIDE
     ):  # what a thread has read is overwritten by the copy unit: not before it has been read
         order = re.findall(r"ld\.shared\.v4|fence\.proxy\.async|mbarrier\.arrive\.shared", ptx)
         steps = "".join({"l": "r", "f": "f", "m": "a"}[word[0]] for word in order)
-        assert steps.count("r") and len(re.findall("rfa", steps)) == 8 and not re.search("ra", steps), steps
+        assert (
+            steps.count("r")
+            and len(re.findall("rfa", steps)) == 2 * gemm.BESIDE[ending]
+            and not re.search("ra", steps)
+        ), steps
 
 
 def near(got, want, limit):

@@ -135,7 +135,7 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def fused_and_plain(dtype, tokens=13, compile=False, fp8=False, **sizes):
+def fused_and_plain(dtype, tokens=13, compile=False, fp8=False, attention=None, **sizes):
     "A twin with fused layers, and one without, after the same backward pass: losses and gradients."
     torch.manual_seed(0)
     sizes = {"d_model": 40, "num_layers": 2, "num_heads": 4, "d_ff": 36} | sizes
@@ -147,6 +147,8 @@ def fused_and_plain(dtype, tokens=13, compile=False, fp8=False, **sizes):
     for fuse in (True, False):
         twin = training.Twin(model, dtype)
         if fuse:
+            for layer in twin.model.layers:
+                layer.attn.attention = attention or layer.attn.attention
             twin.fuse(fp8)
         kinds = {type(layer).__name__ for layer in twin.model.layers}
         assert kinds == {"FusedBlock" if fuse else "TransformerBlock"}
@@ -180,10 +182,17 @@ def trained(fuse, steps=4, fp8=False):
 
 
 def check_fused_layers():
+    from llm_scratch.flash_attention import flash_attention
+
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
     shapes = {}, {"tokens": 1}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tokens": 16}, {"d_ff": 1030}
     for sizes in (*shapes, {"num_heads": 10, "num_kv_heads": 5}, {"compile": True}):
         for fused, plain in zip(*fused_and_plain(torch.float32, **sizes), strict=True):
+            close(fused, plain)
+    for sizes in ({"num_kv_heads": 2}, {"tokens": 1}, {"compile": True}):  # gradients in one piece
+        for fused, plain in zip(
+            *fused_and_plain(torch.float32, attention=flash_attention, **sizes), strict=True
+        ):
             close(fused, plain)
     torch.testing.assert_close(trained(True), trained(False), rtol=2e-3, atol=0)
     options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all, a short one
