@@ -4,11 +4,11 @@
 __all__ = ['LOWEST', 'ANY', 'RECORDED', 'CAUTIOUS', 'TUNED', 'KERNELS', 'HOPPER', 'TRITON_DTYPES', 'OURS', 'ATTENTIONS', 'FAST',
            'LENGTHS', 'SINGLE', 'GRIDS', 'online_step', 'visible', 'keys_end', 'tiled_forward', 'tiled_backward',
            'check_inputs', 'FlashAttentionPyTorch', 'Tiles', 'Gpu', 'shared_bytes', 'registers', 'fits',
-           'default_tiles', 'candidates', 'interpreted', 'has_tma', 'triton_forward', 'triton_backward',
-           'flash_forward', 'flash_backward', 'FlashAttentionTriton', 'why_not_triton', 'flash_attention',
-           'AttentionShape', 'plan_attention', 'naive_attention', 'launch_ms', 'median_ms', 'measure_attention',
-           'ceilings', 'benchmark_attention', 'attention_record', 'attention_table', 'save_attention', 'plot_attention',
-           'autotune']
+           'default_tiles', 'candidates', 'interpreted', 'has_tma', 'can_turn_back', 'triton_forward',
+           'triton_backward', 'flash_forward', 'flash_backward', 'FlashAttentionTriton', 'why_not_triton',
+           'flash_attention', 'AttentionShape', 'plan_attention', 'naive_attention', 'launch_ms', 'median_ms',
+           'measure_attention', 'ceilings', 'benchmark_attention', 'attention_record', 'attention_table',
+           'save_attention', 'plot_attention', 'autotune']
 
 # %% ../nbs/05_flash_attention.ipynb #8b1fb66b
 import json
@@ -986,8 +986,23 @@ def _early_dq_tiles(
 
 # %% ../nbs/05_flash_attention.ipynb #77d0e112
 @gluon.jit
+def _turned_back(x, tables, t0, K: tl.constexpr):
+    # RoPE's gradient, of tokens t0 ... in rows: pairs of neighboring columns turn the other way. Angles: (cos, sin), (T, K/2).
+    a, b = gl.split(x.reshape([64, x.shape[1] // 2, 2]))
+    t = t0 + gl.arange(0, 64, layout=gl.SliceLayout(1, a.type.layout))[:, None]
+    i = gl.arange(0, x.shape[1] // 2, layout=gl.SliceLayout(0, a.type.layout))[None, :]
+    cos, sin, T = tables
+    inside = (t < T) & (i < K // 2)
+    c = gl.load(cos + t * (K // 2) + i, mask=inside, other=1.0)
+    s = gl.load(sin + t * (K // 2) + i, mask=inside, other=0.0)
+    y = gl.join(a * c + b * s, b * c - a * s).reshape([64, x.shape[1]])
+    return gl.convert_layout(y, x.type.layout)
+
+
+@gluon.jit
 def _early_dq_kernel(
     q, k, v, o, do, dq, lse, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dq_kernel`; descriptors, o (pointer, strides)
+    tables,  # None, or what `_turned_back` needs
     K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_KV: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
     num_warps: tl.constexpr,
 ):  # fmt: skip
@@ -1024,7 +1039,10 @@ def _early_dq_kernel(
     acc, ds = _early_dq_tiles(Q, dO, k, v, at, tiles, barriers, L, Delta, acc, ds, last, full, steps, steps, scale,
                           True, STAGES, BLOCK_KV, K_PAD, S, P)  # fmt: skip
     acc, ds = warpgroup_mma_wait(0, deps=[acc, ds])
-    Q.store((acc * (scale * 0.6931471805599453)).to(q.dtype))  # * ln 2: the scale without log2(e)
+    acc = acc * (scale * 0.6931471805599453)  # * ln 2: the scale without log2(e)
+    if tables is not None:
+        acc = _turned_back(acc, tables, q0, K)
+    Q.store(acc.to(q.dtype))
     fence_async_shared()
     async_store(dq, [b, h, q0, 0], q_tile)
     tma.store_wait(0)
@@ -1084,6 +1102,7 @@ def _early_dkv_tiles(
 @gluon.jit
 def _early_dkv_kernel(
     q, k, v, do, dk, dv, lse2, delta, H, G, Nq, Nk, scale,  # as in `_dkv_kernel`; descriptors, of lse2 and delta one-dimensional
+    tables,  # None, or what `_turned_back` needs
     K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
     num_warps: tl.constexpr,
 ):  # fmt: skip
@@ -1131,7 +1150,10 @@ def _early_dkv_kernel(
         dk_sums, dv_sums, p, ds = _early_dkv_tiles((Kj, Vj), walked, at, tiles, full, dk_sums, dv_sums, p, ds, first, n0, begin, whole,
                                             count, count, scale, False, STAGES, BLOCK_Q, K_PAD, S, P)  # fmt: skip
         dk_acc, dv_acc, p, ds = warpgroup_mma_wait(0, deps=[dk_sums, dv_sums, p, ds])
-    Kj.store((dk_acc * (scale * 0.6931471805599453)).to(q.dtype))
+    dk_acc = dk_acc * (scale * 0.6931471805599453)
+    if tables is not None:
+        dk_acc = _turned_back(dk_acc, tables, k0, K)
+    Kj.store(dk_acc.to(q.dtype))
     fence_async_shared()
     async_store(dk, [b, h_kv, k0, 0], k_tile)
     Vj.store(dv_acc.to(q.dtype))
@@ -1429,7 +1451,7 @@ def _gluon_descriptor(x, shape, strides, tile):
     return GluonDescriptor(x, shape, strides, tile, _layout(x.dtype, *tile))
 
 
-def _launch_hopper(name, tensors, numbers, causal, scale, choice=None):
+def _launch_hopper(name, tensors, numbers, causal, scale, choice=None, tables=None):
     "`_launch` for the kernels in `HOPPER`, whose own tiles have 64 rows."
     kernel, own, walk = choice or _suits_hopper(name, tensors, causal)
     _, of_keys, owns_keys = KERNELS[name]
@@ -1443,19 +1465,28 @@ def _launch_hopper(name, tensors, numbers, causal, scale, choice=None):
     ]
     tiles = B * (H_kv * triton.cdiv(Nk, own) if owns_keys else H * triton.cdiv(Nq, own))
     programs = min(tiles, _gpu(tensors[0].device.index).multiprocessors) if walk.get("STAY") else tiles
-    shares = (tiles, _fair_order(B * H, Nq, Nk, programs) if causal else 1) if "STAY" in walk else ()
+    rest = (tiles, _fair_order(B * H, Nq, Nk, programs) if causal else 1) if "STAY" in walk else ()
+    if kernel in (_early_dq_kernel, _early_dkv_kernel):
+        rest = (tables and (*tables, len(tables[0])),)
     if kernel is _early_dkv_kernel:
         numbers = [_gluon_descriptor(x.view(-1), [x.numel()], [1], [walked]) for x in numbers]
     with torch.cuda.device_of(tensors[0]):
-        kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e), *shares,
+        kernel[(programs,)](*arguments, *numbers, H, H // H_kv, Nq, Nk, scale * math.log2(math.e), *rest,
                             K=K, K_PAD=K_PAD, CAUSAL=causal, num_warps=4, **walk)  # fmt: skip
 
 
-def _run(name, tensors, numbers, causal, scale):
+def can_turn_back(q: Tensor, k: Tensor, *others: Tensor, causal: bool) -> bool:
+    "Whether the kernels of the backward pass for these tensors take RoPE's `tables`."
+    choices = [_suits_hopper(name, (q, k, *others), causal) for name in ("dq", "dkv")]
+    return [c and c[0] for c in choices] == [_early_dq_kernel, _early_dkv_kernel]
+
+
+def _run(name, tensors, numbers, causal, scale, tables=None):
     "The kernel that suits best: what `autotune` found, else one in `HOPPER`, else the recorded tiles."
-    choice = None if TUNED.get(_key(name, tensors, causal)) else _suits_hopper(name, tensors, causal)
+    tuned = TUNED.get(_key(name, tensors, causal)) and tables is None
+    choice = None if tuned else _suits_hopper(name, tensors, causal)
     if choice:
-        _launch_hopper(name, tensors, numbers, causal, scale, choice)
+        _launch_hopper(name, tensors, numbers, causal, scale, choice, tables)
     else:
         _launch(name, tensors, numbers, causal, scale)
 
@@ -1496,16 +1527,18 @@ def triton_backward(
     scale: float,
     into: Iterable[
         Tensor
-    ] = (),  # where to leave the gradients, any strides but the last; otherwise laid out like q, k, v
+    ] = (),  # where to leave the gradients, any strides but the last; else they are laid out like q, k, v
+    tables: tuple[Tensor, Tensor]
+    | None = None,  # (cos, sin), (at least N, K/2) float32, that turned q and k: dq and dk are turned back
 ) -> tuple[Tensor, Tensor, Tensor]:  # dq, dk, dv, shaped like q, k, v
-    "What `tiled_backward` computes, by two kernels without atomics: the same bits every time."
+    "What `tiled_backward` computes, by two kernels without atomics: the same bits every time. `tables` only if `can_turn_back`."
     dq, dk, dv = into or map(_like, (q, k, v))
     if not q.numel() or not k.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     lse2, delta = torch.empty_like(lse), torch.empty_like(lse)  # written by dq, read by dkv
     Q, Kj, Vj, O, dO = map(_walkable, (q, k, v, o, do))
-    _run("dq", [Q, Kj, Vj, O, dO, _heads(dq)], [lse, lse2, delta], causal, scale)
-    _run("dkv", [Q, Kj, Vj, dO, _heads(dk), _heads(dv)], [lse2, delta], causal, scale)
+    _run("dq", [Q, Kj, Vj, O, dO, _heads(dq)], [lse, lse2, delta], causal, scale, tables)
+    _run("dkv", [Q, Kj, Vj, dO, _heads(dk), _heads(dv)], [lse2, delta], causal, scale, tables)
     return dq, dk, dv
 
 # %% ../nbs/05_flash_attention.ipynb #33993b32

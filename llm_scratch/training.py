@@ -59,7 +59,13 @@ except ImportError:  # Mac, Windows: everything works without it, more slowly
     triton, tl = SimpleNamespace(jit=lambda kernel: None), SimpleNamespace(constexpr=None)
 
 from .data import replacing
-from .flash_attention import flash_attention, triton_backward, triton_forward, why_not_triton
+from llm_scratch.flash_attention import (
+    can_turn_back,
+    flash_attention,
+    triton_backward,
+    triton_forward,
+    why_not_triton,
+)
 from .fused_gemm import matmul_add, matmul_gate, matmul_gate_backward, matmul_turn, runs_fused
 
 # %% ../nbs/03_training.ipynb #a36fb5c7
@@ -523,7 +529,7 @@ def update(
     scaler.unscale_(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     clips = getattr(optimizer, "clips", False)  # some can shorten gradients on their way
-    norm = clip_gradients(params, None if clips else clip)
+    norm = optimizer.update.norm(params) if clips else clip_gradients(params, clip)
     if clips:
         optimizer.shorten(norm, clip)
     if scaler.is_enabled():  # overflows in float16 are expected: the scaler skips such a step
@@ -1471,6 +1477,57 @@ def table(self: FusedUpdate, params: list[Tensor], states: list[dict]) -> tuple[
     return table
 
 
+@triton.jit
+def _squares_kernel(
+    grads,
+    blocks,
+    sizes,
+    parts,  # (n,) int64; (count, 2) int64; (n,) int64; (programs,) float32
+    count,
+    GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # grid (programs,): each adds up the squares in every programs-th block.
+    total = tl.zeros((BLOCK,), tl.float32)
+    for block in range(tl.program_id(0), count, tl.num_programs(0)):
+        which = tl.load(blocks + 2 * block)
+        i = tl.load(blocks + 2 * block + 1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+        g = tl.multiple_of(tl.load(grads + which).to(tl.pointer_type(GRAD)), 16) + i
+        inside = tl.max_constancy(i < tl.load(sizes + which), 8)
+        x = tl.load(g, mask=inside, other=0.0).to(tl.float32)
+        total += x * x
+    tl.store(parts + tl.program_id(0), tl.sum(total, 0))
+
+
+@patch
+def squares(self: FusedUpdate, params: list[Tensor], dtype: torch.dtype) -> Tensor:  # (programs,)
+    "Sums of squares of parts of the gradients, which are of one dtype."
+    numbers, device = [p.numel() for p in params], params[0].device
+    known, table = self.tables.get(dtype, (None, None))
+    if known != numbers:
+        table = address_table([params], 4096)[1:]
+        self.tables[dtype] = numbers, table
+    grads = to_device(torch.tensor([p.grad.data_ptr() for p in params]), device)
+    (blocks, sizes), kind = table, tl.bfloat16 if dtype is torch.bfloat16 else tl.float32
+    parts = torch.empty(min(len(blocks), 4224), device=device)  # 32 for each multiprocessor of an H200
+    _squares_kernel[(len(parts),)](grads, blocks, sizes, parts, len(blocks), GRAD=kind, BLOCK=4096)
+    return parts
+
+
+@patch
+def norm(self: FusedUpdate, params: list[Tensor]) -> Tensor:  # scalar
+    "`gradient_norm` by one launch for the gradients of each dtype."
+    kinds = {}
+    for p in params:
+        if p.grad is not None:
+            kinds.setdefault(p.grad.dtype if self.takes(p) else None, []).append(p)
+    rest = [p.grad for p in kinds.pop(None, [])]
+    parts = [self.squares(some, dtype) for dtype, some in kinds.items()]
+    if rest or not parts:
+        parts.append(gradient_norm(rest).square().view(1) if rest else torch.zeros(1))
+    return torch.cat(parts).sum().sqrt()
+
+
 @patch
 def shorten(
     self: AdamW,
@@ -2003,8 +2060,11 @@ def turned_attention_backward(
     o, do = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (out, d))
     d_qkv = torch.empty_like(qkv)
     parts = take_apart(d_qkv, heads, kv_heads)
-    triton_backward(q, k, v, o, lse, do, causal, q.shape[-1] ** -0.5, into=parts)
-    turn(*parts, d_qkv, (cos, sin), -1.0, values=False)
+    by_kernel = can_turn_back(q, k, v, o, do, *parts, causal=causal)
+    tables = (cos, sin) if by_kernel else None
+    triton_backward(q, k, v, o, lse, do, causal, q.shape[-1] ** -0.5, into=parts, tables=tables)
+    if not by_kernel:
+        turn(*parts, d_qkv, (cos, sin), -1.0, values=False)
     return d_qkv
 
 

@@ -341,8 +341,9 @@ def test_kernels_by_hand_compile(name, causal, tmp_path):
 
     layouts, bf16 = fa.gl.NVMMASharedLayout, fa.gl.bfloat16
     _, of_keys, owns_keys = fa.KERNELS[name]
-    for K, mask, _, kernel, own, walk in fa.HOPPER[name]:
-        if mask not in (causal, None):
+    turn = {"tables": ("*fp32", "*fp32", "i32")}
+    for (K, mask, _, kernel, own, walk), tables in product(fa.HOPPER[name], ({"tables": "constexpr"}, turn)):
+        if mask not in (causal, None) or (tables is turn and "tables" not in kernel.arg_names):
             continue
         layout = lambda rows: layouts.get_default_for([1, 1, rows, K], bf16)  # noqa: B023
         descriptor = lambda rows: f"tensordesc<bf16[1,1,{rows},{K}],{layout(rows)!r}>"  # noqa: B023
@@ -359,6 +360,8 @@ def test_kernels_by_hand_compile(name, causal, tmp_path):
             line = layouts(swizzle_byte_width=0, element_bitwidth=32, rank=1)
             types |= dict.fromkeys(("lse2", "delta"), f"tensordesc<fp32[{rows}],{line!r}>")
         constants = dict(K=K, K_PAD=K, CAUSAL=causal, num_warps=4, **walk)
+        constants |= {"tables": None} if tables is not turn and "tables" in kernel.arg_names else {}
+        types |= tables
         signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
         numbered = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
         aligned = {
@@ -522,7 +525,7 @@ def test_gpu_same_bits_twice_and_infinities():
 @on_gpu
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("B, H, T, K", [(32, 12, 1024, 64), (16, 16, 1024, 64), (64, 12, 512, 64), (4, 16, 2048, 64),
-                                        (128, 16, 256, 32), (8, 16, 1024, 128)])  # fmt: skip
+                                        (128, 16, 256, 32), (8, 16, 1024, 128), (16, 16, 512, 128)])  # fmt: skip
 def test_gpu_same_bits_in_thousands_of_programs(B, H, T, K, causal):
     # As in training: cut from one product, several programs on each multiprocessor, again and again. A race between
     # threads, or between them and the copy unit, shows here; in a grid of a few programs it may not.
@@ -541,6 +544,35 @@ def test_gpu_same_bits_in_thousands_of_programs(B, H, T, K, causal):
     for _ in range(100):
         differing += sum((a != b).sum() for a, b in zip(first, run(), strict=True))
     assert not differing
+
+
+@on_gpu
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("B, H, J, T, K", [(2, 4, 2, 256, 64), (3, 6, 6, 384, 48), (8, 16, 16, 1024, 64)])
+def test_gpu_gradients_in_one_piece_and_turned_back(B, H, J, T, K, causal):
+    fa = import_module("llm_scratch.flash_attention")
+    g = torch.Generator("cuda").manual_seed(T + K)
+    qkv, do = (torch.randn(B, T, n * K, generator=g, device="cuda").bfloat16() for n in (H + 2 * J, H))
+    views = lambda t, *heads: [
+        x.unflatten(-1, (-1, K)).transpose(1, 2) for x in t.split([h * K for h in heads], -1)
+    ]
+    (q, k, v), (do,) = views(qkv, H, J, J), views(do, H)
+    o, lse = fa.triton_forward(q, k, v, causal, K**-0.5)
+    apart = fa.triton_backward(q, k, v, o, lse, do, causal, K**-0.5)
+    d_qkv = torch.full_like(qkv, 7.0)
+    parts = views(d_qkv, H, J, J)
+    fa.triton_backward(q, k, v, o, lse, do, causal, K**-0.5, into=parts)
+    assert all(torch.equal(a, b) for a, b in zip(apart, parts, strict=True))
+    if not fa.can_turn_back(q, k, v, o, do, *parts, causal=causal):
+        pytest.skip("only Hopper's kernels turn")
+    cos, sin = torch.randn(2, T + 5, K // 2, generator=g, device="cuda")
+    d_qkv.fill_(7.0)
+    fa.triton_backward(q, k, v, o, lse, do, causal, K**-0.5, into=parts, tables=(cos, sin))
+    assert torch.equal(parts[2], apart[2])
+    for got, d in zip(parts[:2], apart[:2], strict=True):
+        a, b, c, s = d[..., ::2].double(), d[..., 1::2].double(), cos[:T].double(), sin[:T].double()
+        want = torch.stack([a * c + b * s, b * c - a * s], -1).flatten(-2)
+        assert (got.double() - want).norm() <= 4e-3 * want.norm()
 
 
 @on_gpu

@@ -144,6 +144,33 @@ def test_gpu_nothing_is_written_past_the_end_and_bits_do_not_depend_on_programs(
 
 
 @on_hopper
+def test_gpu_what_an_ending_reads_may_lie_anywhere():
+    g = torch.Generator("cuda").manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=g, device="cuda").bfloat16()
+    x, weight, down, plus, gate_up = (
+        normal(1000, 264),
+        normal(448, 264),
+        normal(264, 192),
+        normal(1000, 448),
+        normal(1000, 384),
+    )
+    assert gemm.runs_fused(x, weight) and gemm.runs_fused(x, down, flip=True)
+    anywhere = lambda t: (t, torch.cat([t.new_zeros(3), t.flatten()])[3:].view_as(t), t.T.contiguous().T)
+    sums = [gemm.matmul_add(x, weight, t) for t in anywhere(plus)]
+    gates = [torch.cat(gemm.matmul_gate_backward(x, down, t), 1) for t in anywhere(gate_up)]
+    for programs in 1, 5, 32, 500:
+        sums.append(torch.empty_like(plus))
+        gemm._launch("add", x, weight, sums[-1], None, 448, beside=plus, programs=programs)
+        out, h = torch.empty_like(gate_up), x.new_empty(1000, 192)
+        gemm._launch(
+            "gate_backward", x, gemm.transposed(down), out, h, 192, beside=gate_up, programs=programs
+        )
+        gates.append(torch.cat([out, h], 1))
+    for results in sums, gates:
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@on_hopper
 def test_gpu_same_bits_again_and_again_at_full_size():
     g = torch.Generator("cuda").manual_seed(0)
     normal = lambda *shape: torch.randn(*shape, generator=g, device="cuda").bfloat16()
@@ -152,6 +179,9 @@ def test_gpu_same_bits_again_and_again_at_full_size():
     for _ in range(60):
         for got, first in zip(gemm.matmul_gate_backward(dy, down, gate_up), want, strict=True):
             assert torch.equal(got, first)
+    weight, plus = normal(1024, 1024), normal(16384, 1024)
+    want = gemm.matmul_add(dy, weight, plus)
+    assert all(torch.equal(gemm.matmul_add(dy, weight, plus), want) for _ in range(200))
 
 
 @on_hopper
@@ -171,23 +201,28 @@ def test_gpu_extreme_gates_stay_finite():
 
 
 @on_hopper
-def test_gpu_a_block_trains_the_same(monkeypatch):
+@pytest.mark.parametrize(
+    "T", [200, 256]
+)  # of 256, whole tiles, the attention kernels turn gradients back themselves
+def test_gpu_a_block_trains_the_same(T, monkeypatch):
     from llm_scratch import training
     from llm_scratch.flash_attention import flash_attention
     from llm_scratch.model import ModelConfig, TransformerLM
 
     torch.manual_seed(0)
     sizes = dict(d_model=256, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=704)
-    config = ModelConfig(vocab_size=512, context_length=200, **sizes)
+    config = ModelConfig(vocab_size=512, context_length=T, **sizes)
     model = TransformerLM(config, attention=flash_attention).cuda()
-    ids = torch.randint(512, (3, 201), device="cuda")
+    ids = torch.randint(512, (3, T + 1), device="cuda")
     calls, grads = [], {}
     real = gemm._launch
     monkeypatch.setattr(
         gemm, "_launch", lambda ending, *a, **k: (calls.append(ending), real(ending, *a, **k))
     )
     for ours in True, False:
-        monkeypatch.setattr(training, "runs_fused", gemm.runs_fused if ours else lambda *a, **k: False)
+        if not ours:  # products and kernels one after the other, attention as if it were any
+            monkeypatch.setattr(training, "runs_fused", lambda *a, **k: False)
+            monkeypatch.setattr(training, "flash_attention", None)
         twin = training.Twin(model, torch.bfloat16)
         twin.fuse()
         training.model_loss(twin.model, ids[:, :-1], ids[:, 1:]).backward()

@@ -195,6 +195,17 @@ def check_fused_layers():
         ):
             close(fused, plain)
     torch.testing.assert_close(trained(True), trained(False), rtol=2e-3, atol=0)
+    params = [
+        torch.nn.Parameter(torch.zeros(n)) for n in (8, 5000, 3, 100, 4096)
+    ]  # whole blocks, and not; 3: torch's way
+    for p, dtype in zip(
+        params, [torch.float32, torch.bfloat16, torch.float32, None, torch.bfloat16], strict=True
+    ):
+        if hasattr(torch.Tensor, "grad_dtype"):  # torch 2.10
+            p.grad_dtype = dtype
+            p.grad = None if dtype is None else torch.randn(p.shape).to(dtype)
+    grads = [p.grad for p in params if p.grad is not None]
+    close(training.FusedUpdate().norm(params), training.gradient_norm(grads))
     options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all, a short one
     options |= {"steps": 4, "batch_size": 4, "log_every": 2, "eval_every": 4}
     both = [losses(fused_layers=fused, **options) for fused in (True, False)]
