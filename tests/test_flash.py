@@ -251,6 +251,15 @@ def test_refusals():
         fa.flash_attention(x, x[:, :1].repeat(1, 3, 1, 1), x[:, :1].repeat(1, 3, 1, 1))
 
 
+def test_gradients_are_not_left_unturned():
+    needs_triton()
+    fa = import_module("llm_scratch.flash_attention")
+    q, lse, tables = torch.zeros(1, 2, 8, 16), torch.zeros(1, 2, 8), (torch.ones(8, 8), torch.zeros(8, 8))
+    assert not fa.can_turn_back(q, q, q, causal=True)
+    with pytest.raises(ValueError, match="can_turn_back"):
+        fa.triton_backward(q, q, q, q, lse, q, True, 0.25, tables=tables)
+
+
 class Compiled:
     """Stands in for a kernel: compiles what it is called with, for a GPU that need not be there."""
 
