@@ -1489,7 +1489,9 @@ def _run(name, tensors, numbers, causal, scale, tables=None):
     tuned = TUNED.get(_key(name, tensors, causal)) and tables is None
     choice = None if tuned else _suits_hopper(name, tensors, causal)
     if tables is not None and not (choice and choice[0] in TURNING):
-        raise ValueError("no kernel for these tensors turns gradients back: give no `tables`, see `can_turn_back`")
+        raise ValueError(
+            "no kernel for these tensors turns gradients back: give no `tables`, see `can_turn_back`"
+        )
     if choice:
         _launch_hopper(name, tensors, numbers, causal, scale, choice, tables)
     else:
