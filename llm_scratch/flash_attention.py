@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import time
 import timeit
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import lru_cache, partial
@@ -1454,7 +1454,7 @@ def _gluon_descriptor(x, shape, strides, tile):
     return GluonDescriptor(x, shape, strides, tile, _layout(x.dtype, *tile))
 
 
-def _launch_hopper(name, tensors, numbers, causal, scale, choice=None, tables=None):
+def _launch_hopper(name, tensors, numbers, causal, scale, choice=None, tables=()):
     "`_launch` for the kernels in `HOPPER`, whose own tiles have 64 rows."
     kernel, own, walk = choice or _suits_hopper(name, tensors, causal)
     _, of_keys, owns_keys = KERNELS[name]
@@ -1470,7 +1470,7 @@ def _launch_hopper(name, tensors, numbers, causal, scale, choice=None, tables=No
     programs = min(tiles, _gpu(tensors[0].device.index).multiprocessors) if walk.get("STAY") else tiles
     rest = (tiles, _fair_order(B * H, Nq, Nk, programs) if causal else 1) if "STAY" in walk else ()
     if kernel in TURNING:
-        rest = (tables and (*tables, len(tables[0])),)
+        rest = ((*tables, len(tables[0])) if tables else None,)
     if kernel is _early_dkv_kernel:
         numbers = [_gluon_descriptor(x.view(-1), [x.numel()], [1], [walked]) for x in numbers]
     with torch.cuda.device_of(tensors[0]):
@@ -1484,11 +1484,11 @@ def can_turn_back(q: Tensor, k: Tensor, *others: Tensor, causal: bool) -> bool:
     return all(choice and choice[0] in TURNING for choice in choices)
 
 
-def _run(name, tensors, numbers, causal, scale, tables=None):
+def _run(name, tensors, numbers, causal, scale, tables=()):
     "The kernel that suits best: what `autotune` found, else one in `HOPPER`, else the recorded tiles."
-    tuned = TUNED.get(_key(name, tensors, causal)) and tables is None
+    tuned = TUNED.get(_key(name, tensors, causal)) and not tables
     choice = None if tuned else _suits_hopper(name, tensors, causal)
-    if tables is not None and not (choice and choice[0] in TURNING):
+    if tables and not (choice and choice[0] in TURNING):
         raise ValueError(
             "no kernel for these tensors turns gradients back: give no `tables`, see `can_turn_back`"
         )
@@ -1532,13 +1532,10 @@ def triton_backward(
     do: Tensor,  # as q: gradient of the loss by o
     causal: bool,
     scale: float,
-    into: Iterable[
-        Tensor
-    ] = (),  # where to leave the gradients, any strides but the last; else they are laid out like q, k, v
-    tables: tuple[Tensor, Tensor]
-    | None = None,  # (cos, sin), (at least N, K/2) float32, that turned q and k: dq and dk are turned back
+    into: Sequence[Tensor] = (),  # three places for the gradients; else new ones, laid out like q, k, v
+    tables: Sequence[Tensor] = (),  # (at least N, K/2) float32 cosines and sines that turned q and k
 ) -> tuple[Tensor, Tensor, Tensor]:  # dq, dk, dv, shaped like q, k, v
-    "What `tiled_backward` computes, by two kernels without atomics: the same bits every time. `tables` only if `can_turn_back`."
+    "What `tiled_backward` computes, by two kernels without atomics: the same bits every time. With `tables`, if `can_turn_back`, dq and dk are turned back."
     dq, dk, dv = into or map(_like, (q, k, v))
     if not q.numel() or not k.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()

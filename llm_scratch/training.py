@@ -1523,9 +1523,9 @@ def norm(self: FusedUpdate, params: list[Tensor]) -> Tensor:  # scalar
             kinds.setdefault(p.grad.dtype if self.takes(p) else None, []).append(p)
     rest = [p.grad for p in kinds.pop(None, [])]
     parts = [self.squares(some, dtype) for dtype, some in kinds.items()]
-    if rest or not parts:
-        parts.append(gradient_norm(rest).square().view(1) if rest else torch.zeros(1))
-    return torch.cat(parts).sum().sqrt()
+    if rest:
+        parts.append(gradient_norm(rest).square().view(1))
+    return torch.cat(parts).sum().sqrt() if parts else torch.zeros(())
 
 
 @patch
@@ -2061,7 +2061,7 @@ def turned_attention_backward(
     d_qkv = torch.empty_like(qkv)
     parts = take_apart(d_qkv, heads, kv_heads)
     by_kernel = can_turn_back(q, k, v, o, do, *parts, causal=causal)
-    tables = (cos, sin) if by_kernel else None
+    tables = (cos, sin) if by_kernel else ()
     triton_backward(q, k, v, o, lse, do, causal, q.shape[-1] ** -0.5, into=parts, tables=tables)
     if not by_kernel:
         turn(*parts, d_qkv, (cos, sin), -1.0, values=False)

@@ -201,9 +201,9 @@ def check_fused_layers():
     for p, dtype in zip(
         params, [torch.float32, torch.bfloat16, torch.float32, None, torch.bfloat16], strict=True
     ):
-        if hasattr(torch.Tensor, "grad_dtype"):  # torch 2.10
+        if dtype is torch.bfloat16 and hasattr(p, "grad_dtype"):  # torch 2.10
             p.grad_dtype = dtype
-            p.grad = None if dtype is None else torch.randn(p.shape).to(dtype)
+        p.grad = None if dtype is None else torch.randn(p.shape).to(getattr(p, "grad_dtype", torch.float32))
     grads = [p.grad for p in params if p.grad is not None]
     close(training.FusedUpdate().norm(params), training.gradient_norm(grads))
     options = {"bf16_weights": True, "fused_adamw": True}  # as a whole run, evaluation and all, a short one
