@@ -1898,6 +1898,7 @@ def benchmark_attention(
     peers: Iterable[str] | None = None,  # keys of `ATTENTIONS`; None: those that the parts name
     budget: float = 0.03,  # of each measurement [s]
     progress: bool = True,  # show a bar
+    rest: float = 0.2,  # pause of a GPU before each [s]: after hard work its clock is slow for a while
 ) -> list[dict]:  # rows of `measure_attention` with "peer"; the first has the ceilings
     "Races attentions over every shape of `parts` on the GPU, or on the CPU if there is none."
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1914,6 +1915,8 @@ def benchmark_attention(
     for shape, peer in (bar := tqdm(jobs, desc="measuring", disable=not progress)):
         bar.set_postfix_str(f"{peer}, K={shape.K}, N={shape.N}", refresh=False)
         torch._dynamo.reset()
+        if device == "cuda":
+            time.sleep(rest)
         rows += [
             {"peer": peer} | row for row in measure_attention(ATTENTIONS[peer](shape), shape, device, budget)
         ]

@@ -1216,54 +1216,65 @@ def loss_and_gradient_(
 def _loss_kernel(
     logits,
     targets,
-    losses,  # (R, V) any float, overwritten; (R,) int64; (R,) float32
+    losses,  # (R, W) any float, overwritten; (R,) int64; (R,) float32
     sr,
-    V,  # elements between rows; row length
+    V,
+    W,  # elements between rows; tokens; columns, those from V on are padding
     BLOCK: tl.constexpr,  # columns per tile, a power of two
 ):
     # grid (R,): program r reads logits[r, :] once for its sum, then writes softmax minus one-hot over it.
-    r = tl.program_id(0).to(tl.int64)
-    row, c = logits + r * sr, tl.arange(0, BLOCK)  # [BLOCK] columns in a tile
-    target = tl.load(targets + r)
-    hit = tl.load(row + target).to(tl.float32)  # before it is overwritten
-    m = tl.full((BLOCK,), -3e38, tl.float32)  # [BLOCK] each lane has its own maximum and sum so far
-    s = tl.zeros((BLOCK,), tl.float32)
+    # Logits are taken times log2(e): then exp is exp2, for which there is an instruction.
+    r, log2_e = tl.program_id(0).to(tl.int64), 1.4426950408889634
+    row, target = logits + r * sr, tl.load(targets + r)
+    c = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)  # columns in a tile, by eights
+    hit = tl.load(row + target).to(tl.float32) * log2_e  # before it is overwritten
+    m = tl.full((BLOCK // 8,), -1e38, tl.float32)  # each eight has its own maximum and sum so far
+    s = tl.zeros((BLOCK // 8,), tl.float32)
     for lo in range(0, V, BLOCK):
-        t = tl.load(row + lo + c, mask=lo + c < V, other=-float("inf")).to(tl.float32)
-        m_new = tl.maximum(m, t)
-        s = s * tl.exp(m - m_new) + tl.exp(t - m_new)  # re-base, then add
+        t = tl.load(row + lo + c, mask=lo + c < W, other=0.0).to(tl.float32) * log2_e
+        t = tl.where(lo + c < V, t, -float("inf"))
+        m_new = tl.maximum(m, tl.max(t, 1))
+        s = s * tl.exp2(m - m_new) + tl.sum(tl.exp2(t - m_new[:, None]), 1)  # re-base, then add
         m = m_new
     top = tl.max(m, 0)
-    lse = top + tl.log(tl.sum(s * tl.exp(m - top), 0))
-    tl.store(losses + r, lse - hit)
+    lse = top + tl.log2(tl.sum(s * tl.exp2(m - top), 0))
+    tl.store(losses + r, (lse - hit) / log2_e)
     tl.debug_barrier()  # all threads have read `hit`
-    for lo in range(0, V, BLOCK):
-        t = tl.load(row + lo + c, mask=lo + c < V, other=0.0).to(tl.float32)  # still in the cache
-        p = tl.exp(t - lse) - tl.where(lo + c == target, 1.0, 0.0)
-        tl.store(row + lo + c, p.to(logits.dtype.element_ty), mask=lo + c < V)
+    for lo in range(0, W, BLOCK):
+        t = tl.load(row + lo + c, mask=lo + c < W, other=0.0).to(tl.float32) * log2_e  # still in the cache
+        p = tl.where(lo + c < V, tl.exp2(t - lse), 0.0)
+        tl.store(row + lo + c, p.to(logits.dtype.element_ty), mask=lo + c < W)
+    tl.debug_barrier()  # before the target's, all others are written
+    tl.store(row + target, (tl.exp2(hit - lse) - 1).to(logits.dtype.element_ty))
 
 
 def triton_loss_and_gradient_(
-    logits: Tensor,  # (R, V), rows contiguous
+    logits: Tensor,  # (R, W), rows contiguous
     targets: Tensor,  # (R,) int64
+    tokens: int | None = None,  # V; logits of columns from there on do not count; None: W
 ) -> Tensor:  # (R,) float32
-    "`loss_and_gradient_` in one pass through memory."
-    losses = torch.empty(len(logits), device=logits.device)
-    block = min(4096, triton.next_power_of_2(logits.shape[1]))
-    _loss_kernel[(len(logits),)](
-        logits, targets, losses, logits.stride(0), logits.shape[1], BLOCK=block, num_warps=8
-    )
+    "`loss_and_gradient_` in one pass through memory; the gradient of columns that do not count is 0."
+    losses, (R, W) = torch.empty(len(logits), device=logits.device), logits.shape
+    V = W if tokens is None else tokens
+    block, warps = (4096, 8) if V <= 16384 else (16384, 16)
+    block = max(8, min(block, triton.next_power_of_2(V)))
+    _loss_kernel[(R,)](logits, targets, losses, logits.stride(0), V, W, BLOCK=block, num_warps=warps)
     return losses
 
 # %% ../nbs/03_training.ipynb #c3e2e058
-def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product_(
+    total: Tensor,
+    a: Tensor,
+    b: Tensor,
+    keep: bool = True,  # False: total may hold anything, and becomes a @ b
+) -> None:
     "total += a @ b, summed in the precision of `total`."
     if a.dtype is total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=int(keep))
     elif a.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a, b, beta=int(keep), out_dtype=total.dtype, out=total)
     else:
-        total += a @ b
+        total.copy_(total + a @ b if keep else a @ b)
 
 
 def _sums(weight):
@@ -1283,17 +1294,21 @@ def linear_loss(
 ]:  # sum of losses; its gradients by hidden (N, D) and weight (V, D), or empty
     "One piece of work for the compiler, which does not look inside."
     total, kernel = torch.zeros((), device=hidden.device), can_run_triton(hidden)
-    matrix = weight.to(hidden.dtype)
+    matrix, V = weight.to(hidden.dtype), len(weight)
+    if kernel and V % 8:  # rows that do not begin at multiples of 16 bytes make products slow
+        matrix = nn.functional.pad(matrix, (0, 0, 0, -V % 64))
     d_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
-    d_weight = torch.zeros(weight.shape if backward else 0, device=weight.device, dtype=_sums(weight))
+    d_weight = torch.zeros(0, device=weight.device, dtype=_sums(weight))
+    if backward:
+        d_weight = (d_weight.new_empty if len(hidden) else d_weight.new_zeros)(matrix.shape)
     for lo in range(0, len(hidden), chunk):
         x, y = hidden[lo : lo + chunk], targets[lo : lo + chunk]
-        logits = x @ matrix.T  # (chunk, V): all there ever is of them
-        total += (triton_loss_and_gradient_ if kernel else loss_and_gradient_)(logits, y).sum()
+        logits = x @ matrix.T  # (chunk, V or a little more): all there ever is of them
+        total += (triton_loss_and_gradient_(logits, y, V) if kernel else loss_and_gradient_(logits, y)).sum()
         if backward:
             torch.mm(logits, matrix, out=d_hidden[lo : lo + chunk])
-            add_product_(d_weight, logits.T, x)
-    return total, d_hidden, d_weight
+            add_product_(d_weight, logits.T, x, keep=lo > 0)
+    return total, d_hidden, d_weight[:V]
 
 
 @linear_loss.register_fake
@@ -1509,8 +1524,10 @@ def squares(self: FusedUpdate, params: list[Tensor], dtype: torch.dtype) -> Tens
         self.tables[dtype] = numbers, table
     grads = to_device(torch.tensor([p.grad.data_ptr() for p in params]), device)
     (blocks, sizes), kind = table, tl.bfloat16 if dtype is torch.bfloat16 else tl.float32
-    parts = torch.empty(min(len(blocks), 4224), device=device)  # 32 for each multiprocessor of an H200
-    _squares_kernel[(len(parts),)](grads, blocks, sizes, parts, len(blocks), GRAD=kind, BLOCK=4096)
+    parts = torch.empty(min(len(blocks), 2112), device=device)  # 16 for each multiprocessor of an H200
+    _squares_kernel[(len(parts),)](
+        grads, blocks, sizes, parts, len(blocks), GRAD=kind, BLOCK=4096, num_warps=8
+    )
     return parts
 
 
@@ -1713,9 +1730,11 @@ def _norm_backward_kernel(
         i, s = tl.cast(r, tl.int64) * D + c, tl.load(scale + r)
         unit = tl.load(x + i, mask=c < D, other=0.0).to(tl.float32) * s
         d = tl.load(dy + i, mask=c < D, other=0.0).to(tl.float32)
+        past_d = tl.load(past + i, mask=c < D, other=0.0).to(
+            tl.float32
+        )  # now, not after the wait for the sum
         total += d * unit
-        d = s * (d * g - unit * (tl.sum(d * g * unit, 0) / D))
-        d += tl.load(past + i, mask=c < D, other=0.0).to(tl.float32)
+        d = s * (d * g - unit * (tl.sum(d * g * unit, 0) / D)) + past_d
         tl.store(dx + i, d.to(dx.dtype.element_ty), mask=c < D)
         tl.store(y + i, (unit * g).to(y.dtype.element_ty), mask=c < D)
     tl.store(d_gain + tl.program_id(0) * D + c, total, mask=c < D)
@@ -1765,7 +1784,7 @@ def rms_norm_backward(
     dx, y, parts = torch.empty_like(x), torch.empty_like(x), torch.empty(programs, D, device=x.device)
     d_gain, block = torch.empty_like(gain), triton.next_power_of_2(D)
     _norm_backward_kernel[(programs,)](x, scale, gain, dy, past, dx, parts, y, N, D, BLOCK=block)
-    _sum_kernel[(triton.cdiv(D, 8),)](parts, d_gain, programs, D, BLOCK_N=512, BLOCK_D=8)
+    _sum_kernel[(triton.cdiv(D, 8),)](parts, d_gain, programs, D, BLOCK_N=1024, BLOCK_D=8, num_warps=16)
     return dx, d_gain, y
 
 # %% ../nbs/03_training.ipynb #eaac474d
