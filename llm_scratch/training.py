@@ -1256,6 +1256,7 @@ def triton_loss_and_gradient_(
     "`loss_and_gradient_` in one pass through memory; the gradient of columns that do not count is 0."
     losses, (R, W) = torch.empty(len(logits), device=logits.device), logits.shape
     V = W if tokens is None else tokens
+    # few long rows at a time, lest they drive each other out of the cache
     block, warps = (4096, 8) if V <= 16384 else (16384, 16)
     block = max(8, min(block, triton.next_power_of_2(V)))
     _loss_kernel[(R,)](logits, targets, losses, logits.stride(0), V, W, BLOCK=block, num_warps=warps)
@@ -1273,8 +1274,10 @@ def add_product_(
         total.addmm_(a, b, beta=int(keep))
     elif a.device.type == "cuda":
         torch.addmm(total, a, b, beta=int(keep), out_dtype=total.dtype, out=total)
+    elif keep:
+        total += a @ b
     else:
-        total.copy_(total + a @ b if keep else a @ b)
+        total.copy_(a @ b)
 
 
 def _sums(weight):
@@ -1730,11 +1733,9 @@ def _norm_backward_kernel(
         i, s = tl.cast(r, tl.int64) * D + c, tl.load(scale + r)
         unit = tl.load(x + i, mask=c < D, other=0.0).to(tl.float32) * s
         d = tl.load(dy + i, mask=c < D, other=0.0).to(tl.float32)
-        past_d = tl.load(past + i, mask=c < D, other=0.0).to(
-            tl.float32
-        )  # now, not after the wait for the sum
+        more = tl.load(past + i, mask=c < D, other=0.0).to(tl.float32)  # now, not behind the sum below
         total += d * unit
-        d = s * (d * g - unit * (tl.sum(d * g * unit, 0) / D)) + past_d
+        d = s * (d * g - unit * (tl.sum(d * g * unit, 0) / D)) + more
         tl.store(dx + i, d.to(dx.dtype.element_ty), mask=c < D)
         tl.store(y + i, (unit * g).to(y.dtype.element_ty), mask=c < D)
     tl.store(d_gain + tl.program_id(0) * D + c, total, mask=c < D)
