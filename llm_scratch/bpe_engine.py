@@ -4,25 +4,28 @@
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
            'LATIN_GREEK', 'CYRILLIC_ARABIC', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2',
            'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'VALUE_AT', 'LONG_VALUE_AT', 'HUGE',
-           'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'RANK', 'NEVER', 'FEW', 'COUNT_AT',
+           'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS', 'NO_ID',
+           'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'LANE', 'NEW', 'LANE_BYTES', 'COUNT_AT',
            'MOST_IDS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16',
-           'copy16', 'select16', 'pointer', 'trailing_zeros', 'count_ones', 'prefetch', 'ascii_masks', 'equal_mask',
-           'between_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
-           'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
-           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
-           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long',
-           'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
-           'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room',
-           'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between',
-           'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists',
-           'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push',
-           'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
-           'with_events', 'learn', 'train', 'pair_of', 'find_rank', 'place_of', 'rank_of', 'fill_ranks', 'merge_few',
-           'rise', 'sink', 'merge_many', 'merge_word', 'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere',
-           'remember_all', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode',
-           'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
-           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
-           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'copy16', 'select16', 'pointer', 'trailing_zeros', 'leading_zeros', 'count_ones', 'least32', 'move',
+           'prefetch', 'ascii_masks', 'equal_mask', 'between_mask', 'class_tables', 'wide_class', 'is_white',
+           'state_at', 'begin_text', 'first_bytes', 'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4',
+           'split_contractions', 'block_masks', 'block_begins', 'append', 'scan', 'newline_ahead',
+           'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find',
+           'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes',
+           'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at', 'carry_over',
+           'count_known', 'count_elsewhere', 'has_room', 'count_segment', 'begin_segment', 'count_segments', 'Special',
+           'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair',
+           'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose',
+           'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell',
+           'first_names', 'neighbors', 'merge_pair', 'swept', 'with_events', 'learn', 'train', 'key_of', 'group_of',
+           'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink',
+           'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together',
+           'put_ids', 'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'remember_new',
+           'fill_gaps', 'too_many_gaps', 'remember_all', 'encode_segment', 'has_room_for', 'encode_text',
+           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer',
+           'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
+           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -61,7 +64,7 @@ from .data import END, corpus, progress_bar, replacing
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BLOCK, _PAIR = ir.VectorType(_I8, 64), ir.VectorType(_I64, 2)
+_BLOCK, _PAIR, _NUMBERS = ir.VectorType(_I8, 64), ir.VectorType(_I64, 2), ir.VectorType(_I32, 32)
 
 
 def _pointer(builder, address, kind):
@@ -160,9 +163,47 @@ def trailing_zeros(typing, x):
 
 
 @intrinsic
+def leading_zeros(typing, x):
+    "How many bits above the highest set bit are zero; 64 for zero."
+    no = ir.Constant(ir.IntType(1), 0)
+    return types.int64(types.uint64), lambda c, builder, s, args: builder.ctlz(args[0], no)
+
+
+@intrinsic
 def count_ones(typing, x):
     "How many bits are set."
     return types.int64(types.uint64), lambda c, builder, s, args: builder.ctpop(args[0])
+
+
+def _known_to_llvm(builder, name, result, *arguments):
+    "A function that LLVM has."
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+@intrinsic
+def least32(typing, address):
+    "The smallest of 32 numbers of 4 bytes at an address."
+
+    def build(context, builder, signature, args):
+        least = _known_to_llvm(builder, "llvm.vector.reduce.umin.v32i32", _I32, _NUMBERS)
+        return builder.zext(builder.call(least, [_loaded(builder, args[0], _NUMBERS)]), _I64)
+
+    return types.int64(types.int64), build
+
+
+@intrinsic
+def move(typing, target, source, size):
+    "Copies bytes to where they may overlap with themselves."
+
+    def build(context, builder, signature, args):
+        kinds = _I8.as_pointer(), _I8.as_pointer(), _I64, ir.IntType(1)
+        function = _known_to_llvm(builder, "llvm.memmove.p0.p0.i64", ir.VoidType(), *kinds)
+        where = [_pointer(builder, args[i], _I8) for i in (0, 1)]
+        builder.call(function, [*where, args[2], ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), build
 
 
 @intrinsic
@@ -171,9 +212,8 @@ def prefetch(typing, address):
 
     def build(context, builder, signature, args):
         flags = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]  # to read, to keep, data
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        known = builder.module.globals.get("llvm.prefetch.p0")
-        function = known or ir.Function(builder.module, kind, "llvm.prefetch.p0")
+        kinds = _I8.as_pointer(), _I32, _I32, _I32
+        function = _known_to_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), *kinds)
         builder.call(function, [_pointer(builder, args[0], _I8), *flags])
         return context.get_dummy_value()
 
@@ -307,10 +347,11 @@ _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - l
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _PROGRESS = "segment byte begun written"  # where to go on when tables have been made larger
 _TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
-_CODER = "width inline byte_ids byte_ranks maybe ranks num_ranks ids ids_size ids_used symbols order left right heap"
+_CODER = "width inline byte_ids ids ids_size ids_used symbols order left right heap new waiting lanes"
+_RANKS = "byte_ranks pairs num_pairs shifts num_shifts merged num_merges"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
-    f"bad {_PATTERN} {_PROGRESS} {_TABLES} {_CODER}".split(),
+    f"bad {_PATTERN} {_PROGRESS} {_TABLES} {_CODER} {_RANKS}".split(),
 )  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
@@ -959,9 +1000,10 @@ def count_elsewhere(text, j, state):
 @inline
 def has_room(state):
     "Whether the tables have room for a batch of new words."
+    more = BATCH + state.waiting
     return (
-        10 * (state.used + BATCH) <= 8 * state.num_slots
-        and 10 * (state.long_used + BATCH) <= 8 * state.num_longs
+        10 * (state.used + more) <= 8 * state.num_slots
+        and 10 * (state.long_used + more) <= 8 * state.num_longs
     )
 
 
@@ -1586,76 +1628,96 @@ def train(
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]
 
 # %% ../nbs/01a_bpe_engine.ipynb #937a0a2c
-RANK = np.dtype([("pair", np.uint64), ("rank", np.int32), ("merged", np.int32)])
-NEVER = 1 << 62  # of a pair that is not merged
-FEW = 32  # symbols in a word up to which looking at all is faster than a heap
+ID_BITS, RANK_BITS = 21, 22  # of an entry of 64 bits: two ids and the rank of their pair; two million of each
+NO_ID, NEVER = (1 << ID_BITS) - 1, (1 << RANK_BITS) - 1  # of nothing; of a pair that is not merged
 
 
 @inline
-def pair_of(left, right):
-    "Two ids as one number; never 0, which means empty."
-    return np.uint64(left + 1) << np.uint64(32) | np.uint64(right)
+def key_of(left, right):
+    "Two ids as one number."
+    return np.uint64(left) << np.uint64(ID_BITS) | np.uint64(right)
 
 
 @inline
-def find_rank(ranks, pair):
-    "Index of a pair's entry, or of the empty one where it belongs."
-    i = np.int64(pair * MIX1 >> np.uint64(32)) & (len(ranks) - 1)
-    while ranks[i].pair != pair and ranks[i].pair != 0:
-        i = (i + 1) & (len(ranks) - 1)
-    return i
+def group_of(key, groups):
+    "The group that a pair belongs to."
+    return key * MIX1 >> np.uint64(40) & np.uint64(groups - 1)
 
 
 @inline
-def place_of(maybe, pair):
-    "(byte, bit) of a pair in the map."
-    place = np.int64(pair * MIX1 >> np.uint64(34)) & (8 * len(maybe) - 1)
-    return place >> 3, place & 7
+def place_of(key, shift, size):
+    "Where a pair is, if that is the shift of its group."
+    return (key * MIX1 ^ np.uint64(shift) * MIX2) * MIX3 >> np.uint64(40) & np.uint64(size - 1)
 
 
 @inline
-def rank_of(ranks, maybe, left, right):
-    "rank * 2^32 + id of the merged pair, which sorts like the rank; NEVER if it is not merged."
-    pair = pair_of(left, right)
-    byte, bit = place_of(maybe, pair)
-    if not maybe[byte] >> bit & 1:
-        return NEVER
-    entry = ranks[find_rank(ranks, pair)]
-    return np.int64(entry.rank) << 32 | np.int64(entry.merged) if entry.pair != 0 else NEVER
+def rank_of(pairs, shifts, left, right):
+    "Rank of a pair, or NEVER. Without a branch, whose outcome nobody could guess."
+    key = key_of(left, right)
+    entry = pairs[place_of(key, shifts[group_of(key, len(shifts))], len(pairs))]
+    return np.int64(entry & np.uint64(NEVER)) | NEVER * np.int64(entry >> np.uint64(RANK_BITS) != key)
 
 
 @jit
-def fill_ranks(ranks, maybe, byte_ranks, byte_ids, lefts, rights, merged):
-    "Enters pairs in the order learned (of equal ones the first counts), and the ranks of all pairs of bytes."
-    for r in range(len(lefts)):
-        pair = pair_of(lefts[r], rights[r])
-        entry = ranks[find_rank(ranks, pair)]
-        if entry.pair == 0:
-            entry.pair, entry.rank, entry.merged = pair, r, merged[r]
-            byte, bit = place_of(maybe, pair)
-            maybe[byte] |= 1 << bit
+def rank_bytes(byte_ranks, byte_ids, pairs, shifts):
+    "Ranks of all pairs of bytes."
     for b in range(1 << 16):
-        byte_ranks[b] = rank_of(ranks, maybe, byte_ids[b >> 8], byte_ids[b & 255])
+        byte_ranks[b] = rank_of(pairs, shifts, byte_ids[b >> 8], byte_ids[b & 255])
+
+
+@jit
+def place_group(keys, shift, taken):
+    "Takes the places that a shift gives to the pairs of a group; False, and none is taken, if two want the same."
+    for k in range(len(keys)):
+        place = place_of(keys[k], shift, len(taken))
+        if taken[place]:
+            for j in range(k):
+                taken[place_of(keys[j], shift, len(taken))] = False
+            return False
+        taken[place] = True
+    return True
+
+
+@jit
+def find_shifts(keys, firsts, order, taken, shifts):
+    "For each group, the largest first, the first shift that works. Group g is keys[firsts[g] : firsts[g + 1]]; False: none."
+    for g in order:
+        group, shift = keys[firsts[g] : firsts[g + 1]], 0
+        while not place_group(group, shift, taken):
+            shift += 1
+            if shift == MOST_SHIFTS:
+                return False
+        shifts[g] = shift
+    return True
+
+
+MOST_SHIFTS = 1 << 16  # that 2 bytes can name
 
 # %% ../nbs/01a_bpe_engine.ipynb #6a3e6b01
-@jit
-def merge_few(symbols, order, n, ranks, maybe):
-    "Merges in place, smallest rank first; -> symbols left. order[i] is the rank of symbols i and i + 1."
-    while n > 1:
-        best = 0
-        for i in range(1, n - 1):
-            if order[i] < order[best]:
-                best = i
-        if order[best] == NEVER:
-            break
-        symbols[best] = order[best] & 0xFFFFFFFF
-        n -= 1
-        for i in range(best + 1, n):
-            symbols[i], order[i] = symbols[i + 1], order[i + 1]
-        order[best] = rank_of(ranks, maybe, symbols[best], symbols[best + 1]) if best + 1 < n else NEVER
-        if best > 0:
-            order[best - 1] = rank_of(ranks, maybe, symbols[best - 1], symbols[best])
-    return n
+def place_pairs(
+    merges: np.ndarray,  # (m, 3) ids: left, right, merged; the first learned first
+) -> tuple[np.ndarray, np.ndarray]:  # entries, a power of two; shifts of the groups, another
+    "A table for `rank_of` in which every pair has a place of its own; of equal pairs the first counts."
+    keys, ranks = np.unique(
+        merges[:, 0].astype(np.uint64) << np.uint64(ID_BITS) | merges[:, 1].astype(np.uint64),
+        return_index=True,
+    )
+    size, found = 16, False
+    while size < 1.25 * len(keys):
+        size *= 2
+    while not found:
+        groups = size // 4
+        group = group_of.py_func(keys, groups).astype(np.int64)
+        members, sizes = np.argsort(group, kind="stable"), np.bincount(group, minlength=groups)
+        firsts, order = np.cumsum([0, *sizes]), np.argsort(-sizes, kind="stable")
+        shifts = np.zeros(groups, np.uint16)
+        found = find_shifts(keys[members], firsts, order, np.zeros(size, np.bool_), shifts)
+        size *= 1 if found else 2
+    pairs = np.full(size, 2**64 - 1, np.uint64)  # two ids that are none
+    pairs[place_of.py_func(keys, shifts[group], size)] = keys << np.uint64(RANK_BITS) | ranks.astype(
+        np.uint64
+    )
+    return pairs, shifts
 
 # %% ../nbs/01a_bpe_engine.ipynb #6066542d
 @inline
@@ -1686,28 +1748,31 @@ def sink(heap, size):
 
 
 @jit
-def merge_many(symbols, order, left, right, heap, n, ranks, maybe):
-    "The same for a long word. Entries of the heap are rank * 2^32 + position; `heap` has room for 2n."
+def merge_many(symbols, order, left, right, heap, n, pairs, shifts, merged):
+    """Merges in place, smallest rank first; -> symbols left. order[i] is the rank of symbols i and i + 1.
+
+    Entries of the heap are rank * 2^32 + position; `heap` has room for 2n.
+    """
     size = 0
     for i in range(n):
         left[i], right[i] = i - 1, i + 1
         if order[i] < NEVER:
-            size = rise(heap, size, (order[i] >> 32) << 32 | i)
+            size = rise(heap, size, order[i] << 32 | i)
     while size:
         rank, i = heap[0] >> 32, heap[0] & 0xFFFFFFFF
         size = sink(heap, size)
-        if order[i] >> 32 != rank:
+        if order[i] != rank:
             continue  # one of the two has been merged with another since
         j = right[i]
-        symbols[i] = order[i] & 0xFFFFFFFF
+        symbols[i] = merged[rank]
         right[i], order[i], order[j] = right[j], NEVER, NEVER
         if right[j] < n:
             left[right[j]] = i
         for x in (left[i], i):  # the two new pairs
             if x >= 0 and right[x] < n:
-                order[x] = rank_of(ranks, maybe, symbols[x], symbols[right[x]])
+                order[x] = rank_of(pairs, shifts, symbols[x], symbols[right[x]])
                 if order[x] < NEVER:
-                    size = rise(heap, size, (order[x] >> 32) << 32 | x)
+                    size = rise(heap, size, order[x] << 32 | x)
     m = i = 0
     while i < n:
         symbols[m] = symbols[i]
@@ -1721,37 +1786,141 @@ def merge_word(text, n, state):
     symbols = carray(pointer(state.symbols), n, np.int64)
     order = carray(pointer(state.order), n, np.int64)
     byte_ids = carray(pointer(state.byte_ids), 256, np.int64)
-    byte_ranks = carray(pointer(state.byte_ranks), 1 << 16, np.int64)
-    ranks = carray(pointer(state.ranks), state.num_ranks, RANK)
-    maybe = carray(pointer(state.maybe), state.num_ranks >> 1, np.uint8)
+    byte_ranks = carray(pointer(state.byte_ranks), 1 << 16, np.uint32)
+    pairs = carray(pointer(state.pairs), state.num_pairs, np.uint64)
+    shifts = carray(pointer(state.shifts), state.num_shifts, np.uint16)
+    merged = carray(pointer(state.merged), state.num_merges, np.uint32)
+    left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
+    heap = carray(pointer(state.heap), 2 * n, np.int64)
     for i in range(n):
         byte = load8(text + i)
         symbols[i] = byte_ids[byte]
         order[i] = byte_ranks[byte << 8 | load8(text + i + 1)]
     order[n - 1] = NEVER
-    if n <= FEW:
-        return merge_few(symbols, order, n, ranks, maybe)
-    left, right = carray(pointer(state.left), n, np.int64), carray(pointer(state.right), n, np.int64)
-    heap = carray(pointer(state.heap), 2 * n, np.int64)
-    return merge_many(symbols, order, left, right, heap, n, ranks, maybe)
+    return merge_many(symbols, order, left, right, heap, n, pairs, shifts, merged)
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c02
+LANES = 8  # words that are merged at the same time
+FEW = 30  # bytes of the longest of them: 32 places, with a mark at either end
+ENOUGH = 16  # new words for which it is worth to stop
+FAR = 1 << 13  # bytes of ids behind the first of them after which to stop anyway: they are still close
+OVER = np.uint32(0xFFFFFFFF)  # an order behind all others
+
+LANE = np.dtype(
+    [("order", np.uint32, 32), ("symbols", np.uint32, 32), ("live", np.uint64), ("word", np.int64)]
+)
+NEW = np.dtype(
+    [(name, np.int64) for name in ("out", "text", "length", "count", "like")]
+    + [("low", np.uint64), ("high", np.uint64), ("ids", np.uint32, 32)]
+)
+
+
+@inline
+def begin_word(lane, text, n, byte_ranks, byte_ids):
+    "Lays a word of n bytes out at places 1 ... n, between two marks. order[i] is 32 * (rank of i and the next) + i."
+    order, symbols = lane.order, lane.symbols
+    for i in range(32):
+        order[i] = OVER
+    byte = load8(text)
+    for i in range(1, n + 1):
+        after = load8(text + i)
+        symbols[i] = byte_ids[byte]
+        order[i] = byte_ranks[byte << 8 | after] << 5 | i
+        byte = after
+    order[n] = OVER
+    symbols[0] = symbols[n + 1] = NO_ID
+    lane.live = (ONE << np.uint64(n + 2)) - ONE
+
+
+@inline
+def merge_best(lane, best, pairs, shifts, merged):
+    "Merges the pair whose order is the smallest; ranks of the two new pairs take the place of the old ones."
+    order, symbols, i = lane.order, lane.symbols, np.uint64(best & 31)
+    behind = lane.live & ~((np.uint64(2) << i) - ONE)
+    j = np.uint64(trailing_zeros(behind))  # merged with i, and gone
+    after = np.uint64(trailing_zeros(behind & (behind - ONE)))
+    before = np.uint64(63 - leading_zeros(lane.live & ((ONE << i) - ONE)))
+    symbol = merged[np.uint64(best >> 5)]
+    symbols[i] = symbol
+    lane.live &= ~(ONE << j)
+    order[j] = OVER
+    order[i] = np.uint64(rank_of(pairs, shifts, symbol, symbols[after]) << 5) | i
+    order[before] = np.uint64(rank_of(pairs, shifts, symbols[before], symbol) << 5) | before
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c03
+@inline
+def begin_next(lane, given, new, state):
+    "Gives a lane the next word that is not the same as one before; -> the number of the first word not looked at."
+    while given < state.waiting and new[given].like >= 0:
+        given += 1
+    lane.word = given if given < state.waiting else -1
+    if given < state.waiting:
+        byte_ids = carray(pointer(state.byte_ids), 256, np.int64)
+        byte_ranks = carray(pointer(state.byte_ranks), 1 << 16, np.uint32)
+        begin_word(lane, new[given].text, new[given].length, byte_ranks, byte_ids)
+        given += 1
+    return given
+
+
+@inline
+def finish_word(lane, word):
+    "Hands over the ids between the marks."
+    live, n = lane.live & ~ONE & ~(ONE << np.uint64(word.length + 1)), 0
+    while live:
+        word.ids[n] = lane.symbols[trailing_zeros(live)]
+        live &= live - ONE
+        n += 1
+    word.count = n
+
+
+@jit
+def merge_together(state):
+    "Works out the ids of all new words, a merge in each lane in turn: none waits for the rank that another asks for."
+    pairs = carray(pointer(state.pairs), state.num_pairs, np.uint64)
+    shifts = carray(pointer(state.shifts), state.num_shifts, np.uint16)
+    merged = carray(pointer(state.merged), state.num_merges, np.uint32)
+    new = carray(pointer(state.new), BATCH + ENOUGH, NEW)
+    lanes = carray(pointer(state.lanes), LANES, LANE)
+    given = busy = 0
+    for l in range(LANES):
+        given = begin_next(lanes[l], given, new, state)
+        busy += lanes[l].word >= 0
+    while busy:
+        for l in range(LANES):
+            lane = lanes[l]
+            best = least32(state.lanes + l * LANE_BYTES)
+            if lane.word >= 0 and best < NEVER << 5:
+                merge_best(lane, best, pairs, shifts, merged)
+            elif lane.word >= 0:
+                finish_word(lane, new[lane.word])
+                given = begin_next(lane, given, new, state)
+                busy -= lane.word < 0
+
+
+LANE_BYTES = LANE.itemsize
 
 # %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
 COUNT_AT, MOST_IDS = 14, 0xFFFF  # where in a value the number of ids is; the greatest that fits there
 
 
-@jit
-def write_ids(n, out, state):
-    "Writes the n ids in state.symbols; -> the address behind them."
-    symbols = carray(pointer(state.symbols), n, np.int64)
+@inline
+def put_ids(ids, n, out, state):
+    "Writes n ids in the vocabulary's type; -> the address behind them."
     if state.width == 1:
         narrow = carray(pointer(out), n, np.uint16)
         for j in range(n):
-            narrow[j] = symbols[j]
+            narrow[j] = ids[j]
     else:
         wide = carray(pointer(out), n, np.uint32)
         for j in range(n):
-            wide[j] = symbols[j]
+            wide[j] = ids[j]
     return out + (n << state.width)
+
+
+@jit
+def write_ids(n, out, state):
+    "Writes the n ids in state.symbols; -> the address behind them."
+    return put_ids(carray(pointer(state.symbols), n, np.int64), n, out, state)
 
 
 @jit
@@ -1790,26 +1959,87 @@ def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
 
 @jit
 def emit_elsewhere(text, j, out, state):
-    "Writes the ids of a word that is not in its home slot. A new one is worked out and remembered."
+    "Writes the ids of a word that is not in its home slot. A new one leaves a gap, or is worked out and remembered."
     start, length, low, high, home = word_at(j, state)
     text += start
     if high != 0:
         slots = carray(pointer(state.slots), state.num_slots, SLOT)
         k = find(slots, (home - state.slots) // SLOT_BYTES, low, high)
-        value = state.slots + SLOT_BYTES * k + VALUE_AT
         if slots[k].high == 0:
-            add_short(slots, k, low, high, ZERO, ZERO, state)
-            remember(value, merge_word(text, length, state), state)
+            return leave_gap(text, length, low, high, out, state)
+        value = state.slots + SLOT_BYTES * k + VALUE_AT
     elif length > MOST_IDS:
         return write_ids(merge_word(text, length, state), out, state)
     else:
         longs = carray(pointer(state.longs), state.num_longs, LONG)
         k = find_long(state, text, length, low)
+        if longs[k].hash == 0 and length <= FEW:
+            return leave_gap(text, length, low, high, out, state)
         value = state.longs + LONG_BYTES * k + LONG_VALUE_AT
         if longs[k].hash == 0:
             add_long(text, length, low, ZERO, ZERO, state)
             remember(value, merge_word(text, length, state), state)
     return emit(out, value, state.ids, state.width, state.inline)
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c05
+@jit
+def leave_gap(text, length, low, high, out, state):
+    "Notes a new word, whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
+    new = carray(pointer(state.new), BATCH + ENOUGH, NEW)
+    word, like = new[state.waiting], -1
+    for w in range(state.waiting):
+        if new[w].low == low and new[w].high == high and new[w].length == length and new[w].like < 0:
+            if high != 0 or same_bytes(new[w].text, text, length):
+                like = w
+    word.out, word.text, word.length, word.low, word.high, word.like = out, text, length, low, high, like
+    state.waiting += 1
+    return out
+
+
+@jit
+def remember_new(word, state):
+    "Enters a word that was new."
+    symbols = carray(pointer(state.symbols), word.count, np.int64)
+    for i in range(word.count):
+        symbols[i] = word.ids[i]
+    if word.high == 0:
+        k = find_long(state, word.text, word.length, word.low)
+        add_long(word.text, word.length, word.low, ZERO, ZERO, state)
+        remember(state.longs + LONG_BYTES * k + LONG_VALUE_AT, word.count, state)
+    else:
+        slots = carray(pointer(state.slots), state.num_slots, SLOT)
+        k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)
+        add_short(slots, k, word.low, word.high, ZERO, ZERO, state)
+        remember(state.slots + SLOT_BYTES * k + VALUE_AT, word.count, state)
+
+
+@jit
+def fill_gaps(out, state):
+    "Moves what was written behind each gap, the last first, and puts the ids there; -> the address behind all."
+    new, added = carray(pointer(state.new), BATCH + ENOUGH, NEW), 0
+    merge_together(state)
+    for w in range(state.waiting):
+        if new[w].like < 0:
+            remember_new(new[w], state)
+        else:
+            new[w].count, new[w].ids[:] = new[new[w].like].count, new[new[w].like].ids
+        added += new[w].count << state.width
+    behind, end = out, out + added
+    for w in range(state.waiting - 1, -1, -1):
+        word = new[w]
+        move(word.out + added, word.out, behind - word.out)
+        behind = word.out
+        added -= word.count << state.width
+        put_ids(word.ids, word.count, word.out + added, state)
+    state.waiting = 0
+    return end
+
+
+@inline
+def too_many_gaps(out, state):
+    "Whether it is time to fill them."
+    first = carray(pointer(state.new), 1, NEW)[0].out
+    return state.waiting >= ENOUGH or (state.waiting > 0 and out - first > FAR)
 
 # %% ../nbs/01a_bpe_engine.ipynb #46a39430
 @jit
@@ -1848,9 +2078,11 @@ def encode_segment(text, n, out, state):
         while j < words:
             out = emit_elsewhere(text, j, out, state)
             j, out = emit_known(j + 1, words, keys, homes, out, ids, width, inline_ids)
+        if too_many_gaps(out, state):
+            out = fill_gaps(out, state)
         filled = carry_over(words, state)
     state.byte, state.begun = i, filled
-    return out
+    return fill_gaps(out, state) if state.waiting else out
 
 
 @inline
@@ -1916,17 +2148,27 @@ class Coder(Memory):
         self.state["width"] = self.dtype.itemsize.bit_length() - 1  # log2: a shift does what a product would
         self.state["inline"] = COUNT_AT // self.dtype.itemsize
         self.own("byte_ids", np.array(byte_ids, np.int64))
-        num_ranks = 2
-        while num_ranks < 2 * len(merges):
-            num_ranks *= 2
-        self.own("ranks", np.zeros(num_ranks, RANK))
-        self.state["num_ranks"] = num_ranks
-        self.own("maybe", np.zeros(num_ranks // 2, np.uint8))  # 8 bits or more for a merge
-        self.own("byte_ranks", np.empty(1 << 16, np.int64))
-        columns = np.ascontiguousarray(merges.reshape(-1, 3).T)
-        fill_ranks(self.ranks, self.maybe, self.byte_ranks, self.byte_ids, *columns)
+        self.own("new", np.zeros(BATCH + ENOUGH, NEW))
+        self.own("lanes", np.zeros(LANES, LANE))
+        self.make_ranks(merges.reshape(-1, 3))
         self.make_ids(1 << 12)
         self.remember_whole()
+
+    def make_ranks(self, merges: np.ndarray) -> None:
+        "Tables that tell when a pair was learned, and what it becomes."
+        if merges.max(initial=max(self.byte_ids)) >= NO_ID or len(merges) >= NEVER:
+            raise ValueError(f"tokens that are merged must have ids below {NO_ID:,}, and their ranks, too")
+        pairs, shifts = place_pairs(merges)
+        self.state["num_pairs"], self.state["num_shifts"], self.state["num_merges"] = (
+            len(pairs),
+            len(shifts),
+            len(merges),
+        )
+        self.own("pairs", pairs)
+        self.own("shifts", shifts)
+        self.own("merged", merges[:, 2].astype(np.uint32))
+        self.own("byte_ranks", np.empty(1 << 16, np.uint32))
+        rank_bytes(self.byte_ranks, self.byte_ids, pairs, shifts)
 
     def remember_whole(self) -> None:
         "Enters words whose ids are given."

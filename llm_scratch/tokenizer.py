@@ -681,12 +681,18 @@ def _coders(
 ):  # `bpe_engine.Crew` of compiled encoders, or None
     self._seen += num_bytes
     if self._crew is None and (fast := engine(self._seen, self.pattern)):
+        if self.vocab_size > fast.NO_ID:
+            self._crew = False  # for good
+            warnings.warn(
+                f"tokenizing in plain Python: the engine knows ids below {fast.NO_ID:,}", stacklevel=3
+            )
+            return None
         ranks = sorted(self._ranks.items(), key=lambda item: item[1])
         merges = np.array([(*pair, self._merged[rank]) for pair, rank in ranks], np.int64)
         special = {token.encode(): token_id for token, token_id in self.special_tokens.items()}
         kind = engine_pattern(self.pattern)
         self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, merges, special, kind, self._whole))
-    return None if os.environ.get("LLM_SCRATCH_ENGINE") == "plain" else self._crew
+    return None if os.environ.get("LLM_SCRATCH_ENGINE") == "plain" else self._crew or None
 
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
 @patch

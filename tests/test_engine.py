@@ -339,6 +339,71 @@ def test_tables_that_grow_again_and_again_lose_nothing(name):
     assert np.array_equal(ids, coder.encode_array(data))  # and from the cache
 
 
+@pytest.mark.parametrize("first_id", [0, 100_000])  # ids of 2 and of 4 bytes
+def test_new_words_that_wait(first_id, learned):
+    vocab, merges = learned
+    ids = {token: first_id + i for i, token in vocab.items()}
+    rows = np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges])
+    byte_ids = [ids[bytes([byte])] for byte in range(256)]
+    ranks = {(a, b): rank for rank, (a, b, _) in enumerate(rows.tolist())}
+    merged, draw = rows[:, 2].tolist(), random.Random(1)
+    make = lambda letters: " " + "".join(draw.choices("etaoinshrdlu", k=letters))
+    known = [make(3) for _ in range(50)]
+    words = []
+    for length in [*range(1, 70), *range(1, 70)]:  # all lengths: in lanes, and too long for them
+        new = [make(length) for _ in range(draw.choice([1, 2, 3, 20, 300]))]
+        words += new + draw.choices(new, k=len(new))  # some again while they wait
+        words += draw.choices(known, k=draw.choice([0, 10, 100, 9000]))  # so many that a gap is far behind
+    coder = engine.Coder(byte_ids, rows, {})
+    expected = {w: tokenizer.merge_word([byte_ids[b] for b in w.encode()], ranks, merged) for w in set(words)}
+    text = "".join(words)
+    for _ in range(2):
+        got = coder.encode_array(text.encode())
+        assert got.dtype == (np.uint32 if first_id else np.uint16)
+        assert got.tolist() == [i for word in words for i in expected[word]]
+    assert len(coder) == len(expected)
+    for cut in range(1000, 1100):  # texts that end with words that wait
+        piece = tokenizer.pretokenize(text[cut : cut + 200])
+        ids_of = lambda w: tokenizer.merge_word([byte_ids[b] for b in w.encode()], ranks, merged)
+        fresh = engine.Coder(byte_ids, rows, {})
+        assert fresh.encode("".join(piece).encode()) == [i for word in piece for i in ids_of(word)]
+
+
+def test_every_pair_has_a_place(monkeypatch):
+    draw = np.random.default_rng(0)
+    for size in (0, 1, 2, 3, 100, 20_000):
+        merges = draw.integers(max(2, size // 10), size=(size, 3))
+        known = {(a, b): rank for rank, (a, b, _) in reversed([*enumerate(merges.tolist())])}
+        for most in (1 << 16, 4):
+            with monkeypatch.context() as patched:
+                if most == 4:  # too few shifts: the table must be made larger
+                    patched.setattr(engine, "MOST_SHIFTS", most)
+                    patched.setattr(engine, "find_shifts", engine.find_shifts.py_func)
+                pairs, shifts = engine.place_pairs(merges)
+            assert shifts.max() < most and (pairs != 2**64 - 1).sum() == len(known)
+            places = {
+                int(entry) >> engine.RANK_BITS: int(entry) & engine.NEVER
+                for entry in pairs
+                if entry != 2**64 - 1
+            }
+            assert places == {a << engine.ID_BITS | b: rank for (a, b), rank in known.items()}
+    assert len(pairs) > 2**15  # it was
+
+
+def test_ids_that_are_too_large(monkeypatch):
+    monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
+    with pytest.raises(ValueError, match="below 2,097,151"):
+        engine.Coder(range(256), np.array([[97, 98, engine.NO_ID]]), {})
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {engine.NO_ID: b"ab"}
+    one = tokenizer.Tokenizer(vocab, [(b"a", b"b")])
+    with pytest.warns(UserWarning, match="plain Python: the engine knows ids below 2,097,151"):
+        assert one.encode("abab c") == [engine.NO_ID, engine.NO_ID, 32, 99]
+    assert one.encode("ab") == [engine.NO_ID]  # said once
+    vocab[engine.NO_ID - 1] = vocab.pop(engine.NO_ID)
+    largest = tokenizer.Tokenizer(vocab, [(b"a", b"b")])
+    assert largest.encode("abab c") == [engine.NO_ID - 1, engine.NO_ID - 1, 32, 99] and largest._crew
+
+
 def test_words_that_want_the_same_slot():
     memory, draw, words = engine.Memory(), random.Random(0), []
     while len(words) < 1500:
@@ -377,15 +442,15 @@ for n in [*range(0, 200), *range(200, 900, 7)]:
     pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
     coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     coder.reserve(4 * n + 256, n // 16 + 256, n)
-    for name, size in (("text", n + engine.PAD), ("out", coder.dtype.itemsize * (n + engine.PAD)),
-                       ("arena", coder.sizes[2] + engine.PAD), ("ids", coder.ids.nbytes), ("masks", 16 * 32),
-                       ("starts", 8 * (engine.BATCH + 2)), ("keys", 16 * engine.BATCH), ("homes", 8 * engine.BATCH)):
-        if name == "masks":
-            address = guarded(size)
+    copied = ("masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
+    sizes = {"text": n + engine.PAD, "out": coder.dtype.itemsize * (n + engine.PAD),
+             "arena": coder.sizes[2] + engine.PAD, "ids": coder.ids.nbytes, "starts": 8 * (engine.BATCH + 2),
+             "keys": 16 * engine.BATCH, "homes": 8 * engine.BATCH}
+    for name, size in (sizes | {name: getattr(coder, name).nbytes for name in copied}).items():
+        address = guarded(size)
+        if name in copied:
             ctypes.memmove(address, int(coder.state[name][0]), size)
-            coder.state[name] = address
-        else:
-            coder.state[name] = guarded(size)
+        coder.state[name] = address
     ctypes.memmove(int(coder.state["text"][0]), data, n)
     segments = coder.special.segments(int(coder.state["text"][0]), n)
     m = engine.encode_segments(coder.address, segments, n, False)

@@ -349,7 +349,9 @@ def test_script_without_guard_says_what_to_do(tmp_path):
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     # not always the last line: Python may complain about what a worker left that was stopped at once
-    advice = [line for line in done.stderr.splitlines() if line.startswith("RuntimeError: a worker process died")]
+    advice = [
+        line for line in done.stderr.splitlines() if line.startswith("RuntimeError: a worker process died")
+    ]
     assert done.returncode == 1 and 'if __name__ == "__main__":' in advice[-1], done.stderr
 
 
