@@ -437,8 +437,14 @@ def guarded(size):
 keep = []
 merges = np.array([[97, 98, 256], [256, 256, 257]])
 pieces = [b"a1" * 40, b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30]
-for n in [*range(0, 200), *range(200, 900, 7)]:
-    data = b"".join(pieces[(n + k) % len(pieces)] for k in range(90))[:n] if n % 3 else (b"a1" * n)[:n]
+def texts():
+    for n in [*range(0, 200), *range(200, 900, 7)]:
+        yield b"".join(pieces[(n + k) % len(pieces)] for k in range(90))[:n] if n % 3 else (b"a1" * n)[:n]
+    for k in range(260):  # some words wait, then comes a batch of nothing but such, as many as there can be
+        yield b" known" * (600 + k) + b" a few new ones that wait" + b" known" * 300 + b"1a" * 300
+
+for data in texts():
+    n = len(data)
     pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
     coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     coder.reserve(4 * n + 256, n // 16 + 256, n)
@@ -458,7 +464,7 @@ for n in [*range(0, 200), *range(200, 900, 7)]:
     assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern).encode(data), n
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
-    coder.state["text"] += 4096
+    coder.state["text"] += n + engine.PAD
     engine.encode_segments(coder.address, np.array([[0, 64, -1]]), 64, False)
 """
 
@@ -487,6 +493,7 @@ tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
 coder.encode(b"abab ab's " * 50 + b"c" * 500 + b"<")
+coder.encode(b" ".join(b"d" * length for length in range(70)))
 print("inside")
 """
     done = in_python(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull + "-none", NUMBA_OPT="1")
