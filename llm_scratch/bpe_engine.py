@@ -1628,7 +1628,7 @@ def train(
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]
 
 # %% ../nbs/01a_bpe_engine.ipynb #937a0a2c
-ID_BITS, RANK_BITS = 21, 22  # of an entry of 64 bits: two ids and the rank of their pair; two million of each
+ID_BITS, RANK_BITS = 21, 22  # of an entry of 64 bits: two ids below two million, and the rank of their pair
 NO_ID, NEVER = (1 << ID_BITS) - 1, (1 << RANK_BITS) - 1  # of nothing; of a pair that is not merged
 
 
@@ -1987,7 +1987,7 @@ def leave_gap(text, length, low, high, out, state):
     "Notes a new word, whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
     new = carray(pointer(state.new), BATCH + ENOUGH, NEW)
     word, like = new[state.waiting], -1
-    for w in range(state.waiting):
+    for w in range(max(0, state.waiting - ENOUGH), state.waiting):  # further back is seldom, and merged again
         if new[w].low == low and new[w].high == high and new[w].length == length and new[w].like < 0:
             if high != 0 or same_bytes(new[w].text, text, length):
                 like = w
@@ -2140,6 +2140,8 @@ class Coder(Memory):
         special: dict[bytes, int],  # special tokens
         pattern: tuple[int, int, int] = (0, 0, 0),  # see `Memory`
         whole: dict[bytes, int] | None = None,  # pre-tokens that are not to be merged, and their ids
+        places: tuple[np.ndarray, np.ndarray]
+        | None = None,  # `place_pairs(merges)`, if that is known already
     ):
         self.special, self.whole = Special(special), whole or {}
         greatest = max(*byte_ids, merges.max(initial=0), *special.values(), *self.whole.values())
@@ -2150,23 +2152,23 @@ class Coder(Memory):
         self.own("byte_ids", np.array(byte_ids, np.int64))
         self.own("new", np.zeros(BATCH + ENOUGH, NEW))
         self.own("lanes", np.zeros(LANES, LANE))
-        self.make_ranks(merges.reshape(-1, 3))
+        self.make_ranks(merges.reshape(-1, 3), places)
         self.make_ids(1 << 12)
         self.remember_whole()
 
-    def make_ranks(self, merges: np.ndarray) -> None:
+    def make_ranks(self, merges: np.ndarray, places: tuple[np.ndarray, np.ndarray] | None) -> None:
         "Tables that tell when a pair was learned, and what it becomes."
         if merges.max(initial=max(self.byte_ids)) >= NO_ID or len(merges) >= NEVER:
-            raise ValueError(f"tokens that are merged must have ids below {NO_ID:,}, and their ranks, too")
-        pairs, shifts = place_pairs(merges)
-        self.state["num_pairs"], self.state["num_shifts"], self.state["num_merges"] = (
-            len(pairs),
-            len(shifts),
-            len(merges),
-        )
-        self.own("pairs", pairs)
-        self.own("shifts", shifts)
-        self.own("merged", merges[:, 2].astype(np.uint32))
+            raise ValueError(f"the engine merges ids below {NO_ID:,}, with at most {NEVER:,} merges")
+        pairs, shifts = places or place_pairs(merges)
+        merged = merges[:, 2].astype(np.uint32)
+        for name, array, number in (
+            ("pairs", pairs, "num_pairs"),
+            ("shifts", shifts, "num_shifts"),
+            ("merged", merged, "num_merges"),
+        ):
+            self.own(name, array)
+            self.state[number] = len(array)
         self.own("byte_ranks", np.empty(1 << 16, np.uint32))
         rank_bytes(self.byte_ranks, self.byte_ids, pairs, shifts)
 

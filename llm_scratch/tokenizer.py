@@ -688,10 +688,17 @@ def _coders(
             )
             return None
         ranks = sorted(self._ranks.items(), key=lambda item: item[1])
-        merges = np.array([(*pair, self._merged[rank]) for pair, rank in ranks], np.int64)
+        merges = np.array([(*pair, self._merged[rank]) for pair, rank in ranks], np.int64).reshape(-1, 3)
         special = {token.encode(): token_id for token, token_id in self.special_tokens.items()}
         kind = engine_pattern(self.pattern)
-        self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, merges, special, kind, self._whole))
+        known = (
+            merges,
+            special,
+            kind,
+            self._whole,
+            fast.place_pairs(merges),
+        )  # worked out once for all threads
+        self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, *known))
     return None if os.environ.get("LLM_SCRATCH_ENGINE") == "plain" else self._crew or None
 
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
