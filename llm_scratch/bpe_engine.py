@@ -6,26 +6,28 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'VALUE_AT', 'LONG_VALUE_AT', 'HUGE',
            'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS', 'NO_ID',
            'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'LANE', 'NEW', 'LANE_BYTES', 'COUNT_AT',
-           'MOST_IDS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16',
-           'copy16', 'select16', 'pointer', 'trailing_zeros', 'leading_zeros', 'count_ones', 'least32', 'move',
-           'prefetch', 'ascii_masks', 'equal_mask', 'between_mask', 'class_tables', 'wide_class', 'is_white',
-           'state_at', 'begin_text', 'first_bytes', 'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4',
-           'split_contractions', 'block_masks', 'block_begins', 'append', 'scan', 'newline_ahead',
-           'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find',
-           'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes',
-           'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at', 'carry_over',
-           'count_known', 'count_elsewhere', 'has_room', 'count_segment', 'begin_segment', 'count_segments', 'Special',
-           'special_at', 'any_equal', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair',
-           'row_of', 'roomy', 'count_pairs', 'first_lists', 'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose',
-           'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop', 'refill', 'commonest', 'find_token', 'spell',
-           'first_names', 'neighbors', 'merge_pair', 'swept', 'with_events', 'learn', 'train', 'key_of', 'group_of',
-           'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink',
-           'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together',
-           'put_ids', 'write_ids', 'remember', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'remember_new',
-           'fill_gaps', 'too_many_gaps', 'remember_all', 'encode_segment', 'has_room_for', 'encode_text',
-           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'on_disk', 'worth_it', 'compile_all', 'Peer',
-           'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
-           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'WAITS', 'MOST_IDS', 'NEWS', 'NEWS_BYTES', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
+           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
+           'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask', 'between_mask',
+           'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes', 'plain_letters',
+           'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks', 'block_begins',
+           'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4',
+           'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys',
+           'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read',
+           'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
+           'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count',
+           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
+           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
+           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
+           'with_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group',
+           'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word', 'begin_word', 'merge_best',
+           'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids', 'set_count', 'remember', 'value_of',
+           'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word',
+           'remember_all', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode',
+           'encode_array', 'Crew', 'enter_all', 'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all',
+           'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize',
+           'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark',
+           'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -33,7 +35,6 @@ import json
 import mmap
 import os
 import platform
-import queue
 import re
 import statistics
 import subprocess
@@ -41,7 +42,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -347,7 +348,7 @@ _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - l
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _PROGRESS = "segment byte begun written"  # where to go on when tables have been made larger
 _TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
-_CODER = "width inline byte_ids ids ids_size ids_used symbols order left right heap new waiting lanes"
+_CODER = "width inline byte_ids ids ids_size ids_used symbols order left right heap new waiting lanes news num_news told"
 _RANKS = "byte_ranks pairs num_pairs shifts num_shifts merged num_merges"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
@@ -1000,10 +1001,9 @@ def count_elsewhere(text, j, state):
 @inline
 def has_room(state):
     "Whether the tables have room for a batch of new words."
-    more = BATCH + state.waiting
     return (
-        10 * (state.used + more) <= 8 * state.num_slots
-        and 10 * (state.long_used + more) <= 8 * state.num_longs
+        10 * (state.used + BATCH) <= 8 * state.num_slots
+        and 10 * (state.long_used + BATCH) <= 8 * state.num_longs
     )
 
 
@@ -1810,8 +1810,8 @@ LANE = np.dtype(
     [("order", np.uint32, 32), ("symbols", np.uint32, 32), ("live", np.uint64), ("word", np.int64)]
 )
 NEW = np.dtype(
-    [(name, np.int64) for name in ("out", "text", "length", "count", "like")]
-    + [("low", np.uint64), ("high", np.uint64), ("ids", np.uint32, 32)]
+    [(name, np.int64) for name in ("out", "text", "length", "value", "like", "count")]
+    + [("ids", np.uint32, 32)]
 )
 
 
@@ -1900,7 +1900,8 @@ def merge_together(state):
 LANE_BYTES = LANE.itemsize
 
 # %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
-COUNT_AT, MOST_IDS = 14, 0xFFFF  # where in a value the number of ids is; the greatest that fits there
+COUNT_AT = 14  # where in a value the number of ids is
+WAITS, MOST_IDS = 0xFFFF, 0xFFFE  # that number while the ids are not there yet; the greatest otherwise
 
 
 @inline
@@ -1923,16 +1924,38 @@ def write_ids(n, out, state):
     return put_ids(carray(pointer(state.symbols), n, np.int64), n, out, state)
 
 
-@jit
-def remember(value, n, state):
-    "Fills an empty value with the n ids in state.symbols."
+@inline
+def set_count(value, n):
     carray(pointer(value + COUNT_AT), 1, np.uint16)[0] = n
+
+
+@inline
+def remember(value, ids, n, state):
+    "Fills a value with n ids."
+    set_count(value, n)
     if n <= state.inline:
-        write_ids(n, value, state)
+        put_ids(ids, n, value, state)
     else:
         store64(value, np.uint64(state.ids_used))
-        write_ids(n, state.ids + (state.ids_used << state.width), state)
+        put_ids(ids, n, state.ids + (state.ids_used << state.width), state)
         state.ids_used += n
+
+
+@inline
+def value_of(text, length, low, high, state):
+    "(address of a word's value, whether the word is new): a new one is entered, with an empty value. There must be room."
+    if high != 0:
+        slots = carray(pointer(state.slots), state.num_slots, SLOT)
+        k = find(slots, home_of(low, high, state.shift), low, high)
+        new = slots[k].high == 0
+        if new:
+            add_short(slots, k, low, high, ZERO, ZERO, state)
+        return state.slots + SLOT_BYTES * k + VALUE_AT, new
+    k = find_long(state, text, length, low)
+    new = carray(pointer(state.longs), state.num_longs, LONG)[k].hash == 0
+    if new:
+        add_long(text, length, low, ZERO, ZERO, state)
+    return state.longs + LONG_BYTES * k + LONG_VALUE_AT, new
 
 
 @inline
@@ -1947,70 +1970,73 @@ def emit(out, value, ids, width, inline_ids):
 # %% ../nbs/01a_bpe_engine.ipynb #75096c36
 @jit
 def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
-    "Writes the ids of words that are in their home slots; -> (the first that is not, address behind the ids)."
+    "Writes the ids of words that are in their home slots; -> (the first that is not, or waits, address behind the ids)."
     while j < words:
         home = np.int64(load64(homes + 8 * j))
         if not equal16(home, keys + KEY_BYTES * j):
             break
-        out = emit(out, home + VALUE_AT, ids, width, inline_ids)
+        value = home + VALUE_AT
+        copy16(
+            out, value
+        )  # as `emit` does; whether it waits is asked only where many ids are asked for anyway
+        n = load16(value + COUNT_AT)
+        if n > inline_ids:
+            if n == WAITS:
+                break
+            copy_bytes(out, ids + (np.int64(load64(value)) << width), n << width)
+        out += n << width
         j += 1
     return j, out
 
 
 @jit
 def emit_elsewhere(text, j, out, state):
-    "Writes the ids of a word that is not in its home slot. A new one leaves a gap, or is worked out and remembered."
-    start, length, low, high, home = word_at(j, state)
+    "Writes the ids of another word. One whose ids are not there yet leaves a gap, or they are worked out now."
+    start, length, low, high, _ = word_at(j, state)
     text += start
-    if high != 0:
-        slots = carray(pointer(state.slots), state.num_slots, SLOT)
-        k = find(slots, (home - state.slots) // SLOT_BYTES, low, high)
-        if slots[k].high == 0:
-            return leave_gap(text, length, low, high, out, state)
-        value = state.slots + SLOT_BYTES * k + VALUE_AT
-    elif length > MOST_IDS:
+    if length > MOST_IDS:
         return write_ids(merge_word(text, length, state), out, state)
-    else:
-        longs = carray(pointer(state.longs), state.num_longs, LONG)
-        k = find_long(state, text, length, low)
-        if longs[k].hash == 0 and length <= FEW:
-            return leave_gap(text, length, low, high, out, state)
-        value = state.longs + LONG_BYTES * k + LONG_VALUE_AT
-        if longs[k].hash == 0:
-            add_long(text, length, low, ZERO, ZERO, state)
-            remember(value, merge_word(text, length, state), state)
+    value, new = value_of(text, length, low, high, state)
+    if new and length > FEW:
+        n = merge_word(text, length, state)
+        remember(value, carray(pointer(state.symbols), n, np.int64), n, state)
+    elif new or load16(value + COUNT_AT) == WAITS:
+        return leave_gap(text, length, value, new, out, state)
     return emit(out, value, state.ids, state.width, state.inline)
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c05
-@jit
-def leave_gap(text, length, low, high, out, state):
-    "Notes a new word, whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
-    new = carray(pointer(state.new), BATCH + ENOUGH, NEW)
-    word, like = new[state.waiting], -1
-    for w in range(max(0, state.waiting - ENOUGH), state.waiting):  # further back is seldom, and merged again
-        if new[w].low == low and new[w].high == high and new[w].length == length and new[w].like < 0:
-            if high != 0 or same_bytes(new[w].text, text, length):
-                like = w
-    word.out, word.text, word.length, word.low, word.high, word.like = out, text, length, low, high, like
+NEWS = np.dtype(
+    [("letters", np.uint8, FEW), ("length", np.uint8), ("count", np.uint8), ("ids", np.uint32, 8)]
+)
+NEWS_BYTES = NEWS.itemsize  # 64: a line of the cache
+
+
+@inline
+def leave_gap(text, length, value, new, out, state):
+    "Notes a word whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
+    word = carray(pointer(state.new), BATCH + ENOUGH, NEW)[state.waiting]
+    word.out, word.text, word.length, word.value, word.like = out, text, length, value, -1
+    if new:
+        set_count(value, WAITS)
+        store64(value, np.uint64(state.waiting))
+    else:
+        word.like = np.int64(load64(value))
     state.waiting += 1
     return out
 
 
-@jit
-def remember_new(word, state):
-    "Enters a word that was new."
-    symbols = carray(pointer(state.symbols), word.count, np.int64)
-    for i in range(word.count):
-        symbols[i] = word.ids[i]
-    if word.high == 0:
-        k = find_long(state, word.text, word.length, word.low)
-        add_long(word.text, word.length, word.low, ZERO, ZERO, state)
-        remember(state.longs + LONG_BYTES * k + LONG_VALUE_AT, word.count, state)
-    else:
-        slots = carray(pointer(state.slots), state.num_slots, SLOT)
-        k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)
-        add_short(slots, k, word.low, word.high, ZERO, ZERO, state)
-        remember(state.slots + SLOT_BYTES * k + VALUE_AT, word.count, state)
+@inline
+def tell(word, state):
+    "Writes a new word down for other threads. One with many ids, or for which there is no room, they must merge, too."
+    if state.told < state.num_news and word.count <= 8:
+        letters = state.news + NEWS_BYTES * state.told
+        copy16(letters, word.text)  # some bytes too many: the text has PAD
+        copy16(letters + 16, word.text + 16)
+        news = carray(pointer(state.news), state.num_news, NEWS)[state.told]
+        news.length, news.count = word.length, word.count
+        for i in range(8):
+            news.ids[i] = word.ids[i]
+        state.told += 1
 
 
 @jit
@@ -2020,7 +2046,8 @@ def fill_gaps(out, state):
     merge_together(state)
     for w in range(state.waiting):
         if new[w].like < 0:
-            remember_new(new[w], state)
+            remember(new[w].value, new[w].ids, new[w].count, state)
+            tell(new[w], state)
         else:
             new[w].count, new[w].ids[:] = new[new[w].like].count, new[new[w].like].ids
         added += new[w].count << state.width
@@ -2042,24 +2069,24 @@ def too_many_gaps(out, state):
     return state.waiting >= ENOUGH or (state.waiting > 0 and out - first > FAR)
 
 # %% ../nbs/01a_bpe_engine.ipynb #46a39430
+@inline
+def key_of_word(text, length, state):
+    "(low, high) of a word as `make_keys` finds them."
+    if length <= SHORT:
+        return select16(state.keys, text, state.masks + 32 * length)
+    return hash_long(text, length), ZERO
+
+
 @jit
 def remember_all(address, text, starts, ids):
     "Fills the cache with words of one id each: word w is text[starts[w] : starts[w + 1]]. There must be room."
-    state = state_at(address)
-    key, symbols = state.keys, carray(pointer(state.symbols), 1, np.int64)
+    state, symbols = state_at(address), np.empty(1, np.int64)
     for w in range(len(ids)):
         at, length, symbols[0] = text + starts[w], starts[w + 1] - starts[w], ids[w]
-        if length <= SHORT:
-            low, high = select16(key, at, state.masks + 32 * length)
-            slots = carray(pointer(state.slots), state.num_slots, SLOT)
-            k = find(slots, home_of(low, high, state.shift), low, high)
-            add_short(slots, k, low, high, ZERO, ZERO, state)
-            remember(state.slots + SLOT_BYTES * k + VALUE_AT, 1, state)
-        elif length <= MOST_IDS:
-            h = hash_long(at, length)
-            k = find_long(state, at, length, h)
-            add_long(at, length, h, ZERO, ZERO, state)
-            remember(state.longs + LONG_BYTES * k + LONG_VALUE_AT, 1, state)
+        if length <= MOST_IDS:
+            low, high = key_of_word(at, length, state)
+            value, _ = value_of(at, length, low, high, state)
+            remember(value, symbols, 1, state)
 
 # %% ../nbs/01a_bpe_engine.ipynb #2c936e4d
 @jit
@@ -2152,6 +2179,7 @@ class Coder(Memory):
         self.own("byte_ids", np.array(byte_ids, np.int64))
         self.own("new", np.zeros(BATCH + ENOUGH, NEW))
         self.own("lanes", np.zeros(LANES, LANE))
+        self.inbox = deque(maxlen=64)  # of news from other threads; nobody need read them
         self.make_ranks(merges.reshape(-1, 3), places)
         self.make_ids(1 << 12)
         self.remember_whole()
@@ -2270,20 +2298,20 @@ class Crew:
     "Memories for as many threads as work at the same time."
 
     def __init__(self, make: Callable[[], Memory]):
-        self.make, self.free, self.all, self.lock = make, queue.SimpleQueue(), [], threading.Lock()
+        self.make, self.free, self.all, self.lock = make, [], [], threading.Lock()
 
     def __call__(self, job: Callable[[Memory], object]):
         "job(memory) with a memory that nobody else is using."
         try:
-            memory = self.free.get_nowait()
-        except queue.Empty:
+            memory = self.free.pop()
+        except IndexError:
             memory = self.make()
             with self.lock:
                 self.all.append(memory)
         try:
             return job(memory)
         finally:
-            self.free.put(memory)
+            self.free.append(memory)
 
     def total(self) -> Memory:
         "All that was counted, in one memory."
@@ -2296,6 +2324,69 @@ class Crew:
                 absorb(first.address, memory.address)
         self.all = [first]
         return first
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
+MOST_NEWS = (
+    1 << 12
+)  # words that a thread writes down in a piece of text; a megabyte has seldom as many new ones
+
+
+@jit
+def enter_all(address, news, first, num_news):
+    "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
+    state, words = state_at(address), carray(pointer(news), num_news, NEWS)
+    for w in range(first, num_news + 8):
+        if w < num_news:  # slots are asked for 8 words ahead
+            low, high = key_of_word(news + NEWS_BYTES * w, np.int64(words[w].length), state)
+            prefetch(state.slots + SLOT_BYTES * home_of(low, high, state.shift))
+        if w >= first + 8:
+            if not (has_room(state) and has_room_for(FEW, state)):
+                return w - 8
+            word, letters = words[w - 8], news + NEWS_BYTES * (w - 8)
+            length = np.int64(word.length)
+            low, high = key_of_word(letters, length, state)
+            value, new = value_of(letters, length, low, high, state)
+            if new:
+                remember(value, word.ids, np.int64(word.count), state)
+    return num_news
+
+
+def hear(self: Coder) -> None:
+    "Enters the news; from now on writes down its own. A cache that is half full listens no more: it would forget sooner."
+    if not self.state["num_news"][0]:
+        self.own("news", np.empty(MOST_NEWS, NEWS))
+        self.state["num_news"] = MOST_NEWS
+    while self.inbox:
+        news, done = self.inbox.popleft(), 0
+        while done < len(news) and 2 * len(self) < self.LIMIT:
+            done = enter_all(self.address, news.ctypes.data, done, len(news))
+            if done < len(news):
+                self.reserve(BATCH + len(news), BATCH + len(news), FEW * len(news))
+
+
+def collect_news(self: Coder) -> np.ndarray:
+    "What was written down since the last time."
+    news = self.news[: self.state["told"][0]].copy()
+    self.state["told"] = 0
+    return news
+
+
+def share(self: Crew, job: Callable[[Coder], object]):
+    "As a call, for coders that work beside each other: hears what the others have learned, does the job, tells them."
+
+    def listen_and_tell(coder):
+        coder.hear()
+        found = job(coder)
+        news = coder.collect_news()
+        for other in self.all:
+            if other is not coder and len(news):
+                other.inbox.append(news)
+        return found
+
+    return self(listen_and_tell)
+
+
+Coder.hear, Coder.collect_news, Crew.share = hear, collect_news, share
 
 # %% ../nbs/01a_bpe_engine.ipynb #176757fb
 def on_disk() -> bool:
@@ -2325,6 +2416,8 @@ def compile_all() -> None:
     coder = Coder(range(256), np.array([[97, 98, 256]]), {})
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
+    coder.inbox.append(np.zeros(1, NEWS))
+    coder.hear()
 
 # %% ../nbs/01a_bpe_engine.ipynb #f6b12c5a
 def _stopwatch(

@@ -10,6 +10,7 @@ __all__ = ['GPT2_PATTERN', 'GPT4_PATTERN', 'pretokenize', 'engine_pattern', 'pre
 # %% ../nbs/01_tokenizer.ipynb #19d1ce1c
 import json
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -17,14 +18,15 @@ import threading
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from itertools import chain, pairwise, tee
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import regex
@@ -301,8 +303,11 @@ def last_cut(
 # %% ../nbs/01_tokenizer.ipynb #c7f359f2
 def _straddles(text: str | bytes, cut: int, special: str | bytes) -> bool:
     "Whether `special`, or a beginning of it that the end of the text breaks off, lies across `cut`."
-    starts = range(max(0, cut - len(special) + 1), cut)
-    return any(special.startswith(text[start : start + len(special)]) for start in starts)
+    start = cut - len(special)
+    while (start := text.find(special[:1], max(0, start + 1), cut)) >= 0:
+        if special.startswith(text[start : start + len(special)]):
+            return True
+    return False
 
 # %% ../nbs/01_tokenizer.ipynb #9e7cf67a
 def file_ranges(
@@ -364,9 +369,9 @@ def read_range(
 _job = None  # in a worker process: the function that it applies to every task
 
 
-def _start_worker(job: Callable) -> None:
+def _start_worker(file: Path) -> None:
     global _job
-    _job = job
+    _job = pickle.loads(file.read_bytes())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business ...
     threading.Thread(target=_exit_with_parent, daemon=True).start()  # ... and no worker outlives it
 
@@ -380,26 +385,12 @@ def _work(task):
     return _job(task)
 
 # %% ../nbs/01_tokenizer.ipynb #6a019f14
-def ordered_map(
-    job: Callable,  # importable from a module, not defined in a notebook; sent to each process once
-    tasks: Iterable,
-    num_processes: int,  # 1: everything happens here
-    threads: bool = False,  # threads instead, for a job that is compiled code; it may then be any function
-) -> Iterator:  # job(task) for every task, in order
-    "`map` over processes that holds at most two tasks per process at a time, so memory stays bounded."
-    if num_processes == 1:
-        yield from map(job, tasks)
-        return
-    if threads:
-        pool, work = ThreadPoolExecutor(num_processes), job
-    else:
-        pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (job,))
-        work = _work
+def _in_order(pool: Executor, work: Callable, tasks: Iterable, most: int) -> Iterator:
     pending = deque()
     try:
         for task in tasks:
             pending.append(pool.submit(work, task))
-            if len(pending) == 2 * num_processes:
+            if len(pending) == most:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -410,6 +401,27 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ordered_map(
+    job: Callable,  # importable from a module, not defined in a notebook; sent to each process once
+    tasks: Iterable,
+    num_processes: int,  # 1: everything happens here
+    threads: bool = False,  # threads instead, for a job that is compiled code; it may then be any function
+) -> Iterator:  # job(task) for every task, in order
+    "`map` over processes that holds at most two tasks per process at a time, so memory stays bounded."
+    if num_processes == 1:
+        yield from map(job, tasks)
+        return
+    with nullcontext() if threads else TemporaryDirectory() as folder:
+        if threads:
+            pool, work = ThreadPoolExecutor(num_processes), job
+        else:  # a large job in a pipe would block us if its reader died at once
+            file = Path(folder) / "job"
+            file.write_bytes(pickle.dumps(job))
+            pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (file,))
+            work = _work
+        yield from _in_order(pool, work, tasks, 2 * num_processes)
 
 # %% ../nbs/01_tokenizer.ipynb #7d1520aa
 def count_range(
@@ -806,9 +818,9 @@ def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tupl
 
 @patch
 def _encode_range_compiled(
-    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable, lend: Callable
 ) -> np.ndarray:
-    "The same by the engine; written in the array that `place` gives."
+    "The same by the engine: a coder that `lend` finds, writing in the array that `place` gives."
 
     def encode(coder):
         n = span[1] - span[0]
@@ -820,7 +832,7 @@ def _encode_range_compiled(
 
     with open(path, "rb", buffering=0) as file:
         file.seek(span[0])
-        ids, bad = self._crew(encode)
+        ids, bad = lend(encode)
     if bad:
         read_range(path, span)  # raises, and says where
     return ids
@@ -838,11 +850,11 @@ def _encoded(
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew = self._coders(size)
     known = engine_pattern(self.pattern) is not None
-    spans = list(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes, known))
+    spans, tasks = tee(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes, known))
     dtype, free = token_dtype(self.vocab_size), queue.SimpleQueue()
     encode_range = partial(self._encode_range, path, dtype)
 
-    def lend(num_ids):  # first writes to new memory cost as much as encoding: arrays go round
+    def recycled(num_ids):  # first writes to new memory cost as much as encoding: arrays go round
         try:
             array = free.get_nowait()
         except queue.Empty:
@@ -850,17 +862,18 @@ def _encoded(
         return array if len(array) >= num_ids else np.empty(num_ids, dtype)
 
     if crew:
-        place = place if place and num_processes == 1 else lend
-        encode_range = partial(self._encode_range_compiled, path, dtype, place=place)
+        place = place if place and num_processes == 1 else recycled
+        lend = crew if num_processes == 1 else crew.share
+        encode_range = partial(self._encode_range_compiled, path, dtype, place=place, lend=lend)
     with (
-        closing(ordered_map(encode_range, spans, num_processes, crew is not None)) as results,
+        closing(ordered_map(encode_range, tasks, num_processes, crew is not None)) as results,
         progress_bar(
             progress, total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}"
         ) as bar,
     ):
         for span, ids in zip(spans, results, strict=True):
             yield ids
-            if place is lend and ids.base is not None:
+            if place is recycled and ids.base is not None:
                 free.put(ids.base)
             bar.update(span[1] - span[0])
 

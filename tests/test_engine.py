@@ -369,6 +369,37 @@ def test_new_words_that_wait(first_id, learned):
         assert fresh.encode("".join(piece).encode()) == [i for word in piece for i in ids_of(word)]
 
 
+@pytest.mark.parametrize("first_id", [0, 100_000])  # ids of 2 and of 4 bytes
+def test_coders_tell_each_other(first_id, learned, monkeypatch):
+    vocab, merges = learned
+    ids = {token: first_id + i for i, token in vocab.items()}
+    rows = np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges])
+    make = lambda: engine.Coder([ids[bytes([byte])] for byte in range(256)], rows, {})
+    draw, judge = random.Random(2), make()
+    words = [" " + "".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 40))) for _ in range(12_000)]
+    texts = [
+        " ".join(words[k : k + 60]).encode() for k in range(0, len(words), 30)
+    ]  # each word in two of them
+    expected = [judge.encode(text) for text in texts]
+    for limit, most in ((engine.Coder.LIMIT, 5000), (engine.Coder.LIMIT, 3), (1 << 13, 5000), (1 << 12, 40)):
+        monkeypatch.setattr(engine.Coder, "LIMIT", limit)
+        monkeypatch.setattr(engine, "MOST_NEWS", most)
+        crew = engine.Crew(make)
+        crew.all = [make(), make(), make()]
+        for text, right in zip(texts, expected, strict=True):
+            crew.free = [draw.choice(crew.all)]
+            assert crew.share(lambda coder, text=text: coder.encode_array(text).tolist()) == right
+        assert all(len(coder.inbox) <= 64 for coder in crew.all)
+        if limit > 1 << 13 and most == 5000:  # all have heard of all words but those with many ids
+            for coder in crew.all:
+                coder.hear()
+                assert len(coder) > 0.6 * len(judge)
+    alone = make()
+    for coder in crew.all:
+        for text, right in zip(texts, expected, strict=True):
+            assert coder.encode(text) == right == alone.encode(text)
+
+
 def test_every_pair_has_a_place(monkeypatch):
     draw = np.random.default_rng(0)
     for size in (0, 1, 2, 3, 100, 20_000):
@@ -448,7 +479,9 @@ for data in texts():
     pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
     coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     coder.reserve(4 * n + 256, n // 16 + 256, n)
-    copied = ("masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
+    coder.own("news", np.zeros(20, engine.NEWS))
+    coder.state["num_news"] = 20
+    copied = ("news", "masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
     sizes = {"text": n + engine.PAD, "out": coder.dtype.itemsize * (n + engine.PAD),
              "arena": coder.sizes[2] + engine.PAD, "ids": coder.ids.nbytes, "starts": 8 * (engine.BATCH + 2),
              "keys": 16 * engine.BATCH, "homes": 8 * engine.BATCH}
@@ -462,6 +495,11 @@ for data in texts():
     m = engine.encode_segments(coder.address, segments, n, False)
     got = np.ctypeslib.as_array((ctypes.c_uint16 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
     assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern).encode(data), n
+    told, other = int(coder.state["told"][0]), engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
+    news = guarded(told * engine.NEWS_BYTES)
+    ctypes.memmove(news, int(coder.state["news"][0]), told * engine.NEWS_BYTES)
+    assert engine.enter_all(other.address, news, 0, told) == told and len(other) == told
+    assert other.encode(data) == got
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
     coder.state["text"] += n + engine.PAD
@@ -493,7 +531,12 @@ tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
 coder.encode(b"abab ab's " * 50 + b"c" * 500 + b"<")
+coder.hear()
 coder.encode(b" ".join(b"d" * length for length in range(70)))
+other = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
+other.inbox.append(coder.collect_news())
+other.hear()
+assert len(other) > 5
 print("inside")
 """
     done = in_python(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull + "-none", NUMBA_OPT="1")

@@ -341,12 +341,18 @@ def test_failure_keeps_the_old_file(tokenizer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.txt", "good.txt", "out.npy"]
 
 
-def test_script_without_guard_says_what_to_do(tmp_path):
+@pytest.mark.parametrize(
+    "job",
+    [
+        "train_bpe('text.txt', 300, num_processes=2)",
+        # more than a pipe holds: Python waits forever if it writes that much to a worker that died
+        "Tokenizer({i: bytes([i % 256]) * (1 + i // 256) for i in range(30_000)}, []).encode_to_array('text.txt', 2)",
+    ],
+)
+def test_script_without_guard_says_what_to_do(job, tmp_path):
     (tmp_path / "text.txt").write_text("some words " * 10_000)
     script = tmp_path / "script.py"
-    script.write_text(
-        "from llm_scratch.tokenizer import train_bpe\ntrain_bpe('text.txt', 300, num_processes=2)\n"
-    )
+    script.write_text(f"from llm_scratch.tokenizer import Tokenizer, train_bpe\n{job}\n")
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     # not always the last line: Python may complain about what a worker left that was stopped at once
     advice = [
