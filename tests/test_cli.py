@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from llm_scratch import training
-from llm_scratch.cli import COMMANDS, main
+from llm_scratch.cli import COMMANDS, EAGER, main, training_lanes
 from llm_scratch.data import END, tales
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
@@ -287,6 +287,7 @@ def test_bench_training_and_generation(cli, here, monkeypatch):
     refused(cli("bench training micro --batches 2 0"), "--batches must be at least 1")
     refused(cli("bench training macro"), "macro", "micro, demo, tiny")
     refused(cli("bench training micro --fp8 --batches 2"), "--fp8 takes part in the race")
+    refused(cli("bench training micro --eager --batches 2"), "--eager takes part in the race")
     refused(cli("bench generation micro --record runs"), "runs is a folder")
     refused(cli("bench generation micro --batches 0"), "--batches must be at least 1")
     refused(cli("bench generation micro --tokens 9"), "47 positions, micro has 32", "--tokens 4")
@@ -295,6 +296,10 @@ def test_bench_training_and_generation(cli, here, monkeypatch):
     if not torch.cuda.is_available():
         code, out, err = cli(f"bench training micro {quick} --fp8")
         assert code and "NVIDIA GPU" in err and "Traceback" not in err and not out, err
+    code, out, err = cli(f"bench training micro {quick} --eager")
+    assert code == 0 and out.count("tokens/s") == 2 and "ours without torch.compile" in out, err
+    alone = training_lanes("micro", False, True)
+    assert {*training_lanes("micro", False, True, eager=True)} - {*alone} == {*EAGER}
     code, out, err = cli(f"bench training micro {quick} --batches 4 2 --record new/ladder.json")
     assert code == 0, err
     rows = json.loads(Path("new/ladder.json").read_text(encoding="utf-8"))["rows"]
