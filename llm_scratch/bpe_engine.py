@@ -1976,9 +1976,7 @@ def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
         if not equal16(home, keys + KEY_BYTES * j):
             break
         value = home + VALUE_AT
-        copy16(
-            out, value
-        )  # as `emit` does; whether it waits is asked only where many ids are asked for anyway
+        copy16(out, value)  # as `emit` does, but whether the word waits is asked along with many ids
         n = load16(value + COUNT_AT)
         if n > inline_ids:
             if n == WAITS:
@@ -2326,9 +2324,7 @@ class Crew:
         return first
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
-MOST_NEWS = (
-    1 << 12
-)  # words that a thread writes down in a piece of text; a megabyte has seldom as many new ones
+MOST_NEWS = 1 << 12  # words written down in a piece of text; a megabyte has seldom more new ones
 
 
 @jit

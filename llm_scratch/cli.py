@@ -553,9 +553,7 @@ class BenchTraining:
     levers: bool = False  # also without each lever alone
     fp8: bool = False  # also with products in 8 bits, which is another arithmetic; Ada, Hopper and newer
     peer: bool = True  # transformers, if it is installed
-    eager: bool = (
-        False  # also without torch.compile, and the peer in float32, too: what most people have on a CPU
-    )
+    eager: bool = False  # also without torch.compile, and the peer in float32 as well: usual on a CPU
     compile: bool | None = None  # torch.compile for both; None: on CUDA
     precision: str = "auto"  # auto, fast, fp32 or bf16, for both
     rounds: int = 5  # turns of each; medians count
