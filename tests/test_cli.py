@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -414,9 +415,10 @@ def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, here):
 def test_interrupt_saves_and_can_be_resumed(here):
     often = "--train.steps 300 --train.log-every 20 --train.eval-every 300 --train.checkpoint-every 300"
     flags = ["--corpus", "tales.txt", *TINY, *shlex.split(often)]
-    run = subprocess.Popen(
-        [*SHELL, "train", "laptop", *flags, "--run-dir", "runs/c"], stderr=subprocess.PIPE, text=True
-    )
+    command = [*SHELL, "train", "laptop", *flags, "--run-dir", "runs/c"]
+    # a shell starts what runs in the background deaf to Ctrl-C, and children inherit it
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     metrics, limit = Path("runs/c/metrics.jsonl"), time.time() + 60
     while (not metrics.exists() or not metrics.stat().st_size) and run.poll() is None:
         assert time.time() < limit
