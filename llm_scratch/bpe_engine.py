@@ -2282,7 +2282,7 @@ def encode_array(
     try:
         segments, go_on = self.special.segments(self.text.ctypes.data, n), False
         while (num_ids := encode_segments(self.address, segments, n, go_on)) < 0:
-            self.reserve(BATCH + n // 4, BATCH + n // 64, n)  # more than a batch: to grow seldom
+            self.reserve(BATCH + min(n // 4, 1 << 18), BATCH + n // 64, n)  # more than a batch: to grow seldom
             go_on = True
     finally:
         self.state["out"] = self.out.ctypes.data

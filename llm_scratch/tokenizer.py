@@ -663,6 +663,7 @@ class Tokenizer:
         for token in special_tokens:
             self.special_tokens[token] = ids.setdefault(token.encode(), max(self.vocab) + 1)
             self.vocab[self.special_tokens[token]] = token.encode()
+        self._vocab_size = max(self.vocab) + 1  # worked out once: a look at every id takes a millisecond
         self._byte_ids = [ids[bytes([byte])] for byte in range(256)]
         self._ranks, self._merged = {}, []  # pair of ids -> rank, rank -> id
         for a, b in self.merges:
@@ -683,7 +684,7 @@ class Tokenizer:
 @patch(as_prop=True)
 def vocab_size(self: Tokenizer) -> int:
     "Greatest id + 1: the number of rows that an embedding needs."
-    return max(self.vocab) + 1
+    return self._vocab_size
 
 # %% ../nbs/01_tokenizer.ipynb #54d4b35b
 @patch
@@ -850,7 +851,7 @@ def _encoded(
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew = self._coders(size)
     known = engine_pattern(self.pattern) is not None
-    spans, tasks = tee(file_ranges(path, self.special_tokens, _PIECE if crew else chunk_bytes, known))
+    spans, tasks = tee(file_ranges(path, self.special_tokens, 2 * _PIECE if crew else chunk_bytes, known))
     dtype, free = token_dtype(self.vocab_size), queue.SimpleQueue()
     encode_range = partial(self._encode_range, path, dtype)
 
