@@ -3,22 +3,22 @@
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
            'LATIN_GREEK', 'CYRILLIC_ARABIC', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2',
-           'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'VALUE_AT', 'LONG_VALUE_AT', 'HUGE',
-           'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS', 'NO_ID',
-           'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'LANE', 'NEW', 'LANE_BYTES', 'COUNT_AT',
-           'WAITS', 'MOST_IDS', 'NEWS', 'NEWS_BYTES', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
-           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
-           'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask', 'between_mask',
-           'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes', 'plain_letters',
-           'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks', 'block_begins',
-           'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4',
-           'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys',
-           'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read',
-           'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
-           'begin_segment', 'count_segments', 'Special', 'special_at', 'any_equal', 'segments_between', 'count',
-           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
-           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
-           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
+           'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'LINE', 'VALUE_AT', 'LONG_VALUE_AT',
+           'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS',
+           'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE', 'NEW',
+           'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'NEWS', 'NEWS_BYTES', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS',
+           'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer',
+           'trailing_zeros', 'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask',
+           'between_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
+           'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
+           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
+           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long',
+           'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
+           'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room',
+           'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between',
+           'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists',
+           'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push',
+           'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
            'with_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group',
            'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word', 'begin_word', 'merge_best',
            'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids', 'set_count', 'remember', 'value_of',
@@ -702,6 +702,7 @@ LONG = np.dtype(  # its length lies where a key has `high`, which is 0 there: th
     [("hash", np.uint64), ("length", np.int64), ("at", np.int64), ("value", np.uint64), ("more", np.uint64)]
 )
 KEY_BYTES, SLOT_BYTES, LONG_BYTES = KEY.itemsize, SLOT.itemsize, LONG.itemsize
+LINE = 2 * SLOT_BYTES  # 64: what the cache fetches at once; a table begins at a multiple of it
 VALUE_AT, LONG_VALUE_AT = (kind.fields["value"][1] for kind in (SLOT, LONG))
 
 
@@ -719,12 +720,13 @@ def home_of_long(h, num_longs):
 
 @inline
 def find(slots, home, low, high):
-    "Index of the slot that has the key, or of the empty slot where it belongs."
-    i = home
+    "Index of the slot that has the key, or of the empty slot where it belongs: home, its partner, and so on in pairs."
+    i, k = home, 0
     while (slots[i].low ^ low) | (slots[i].high ^ high):
         if slots[i].high == 0:
             break
-        i = (i + 1) & (len(slots) - 1)
+        k += 1
+        i = ((home ^ (k & 1)) + (k & ~1)) & (len(slots) - 1)
     return i
 
 # %% ../nbs/01a_bpe_engine.ipynb #88625f38
@@ -842,15 +844,15 @@ def absorb(address, other_address):
 # %% ../nbs/01a_bpe_engine.ipynb #e8c4619e
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     "Zeroed memory; a large piece on large pages where the system has them, since small ones cost a look-up each."
-    num_bytes = size * dtype.itemsize
+    num_bytes, unit = size * dtype.itemsize, LINE
     if num_bytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.zeros(size, dtype)
-    memory = mmap.mmap(
-        -1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )  # shared memory has none
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    skip = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE  # to where a large page begins
-    return np.frombuffer(memory, dtype, size, skip)
+        memory = np.zeros(num_bytes + unit, np.uint8)
+    else:
+        unit, private = HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has no large pages
+        mapped = mmap.mmap(-1, num_bytes + unit, flags=private)
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(mapped, np.uint8)
+    return np.frombuffer(memory, dtype, size, -memory.ctypes.data % unit)
 
 
 HUGE = 1 << 21  # bytes in a large page
@@ -932,7 +934,7 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
     "Puts a text into the buffer: bytes, or so many bytes from a file; -> its length."
     n = data if file else len(data)
     if n > self.size:
-        self.make_buffer(2 * n)
+        self.make_buffer(n + n // 4)
     if file:
         n = file.readinto(memoryview(self.buffer)[:n])
     else:
@@ -977,11 +979,13 @@ def carry_over(words, state):
 # %% ../nbs/01a_bpe_engine.ipynb #93ecb23d
 @jit
 def count_known(j, words, keys, homes):
-    "Adds 1 to the value of words that are in their home slots; -> the first that is not."
+    "Adds 1 to the value of words that are in their home slots or the partners of those; -> the first that is not."
     while j < words:
-        home = np.int64(load64(homes + 8 * j))
-        if not equal16(home, keys + KEY_BYTES * j):
-            break
+        home, key = np.int64(load64(homes + 8 * j)), keys + KEY_BYTES * j
+        if not equal16(home, key):
+            home ^= SLOT_BYTES
+            if load64(key + 8) == ZERO or not equal16(home, key):
+                break
         store64(home + VALUE_AT, load64(home + VALUE_AT) + ONE)
         j += 1
     return j
@@ -1078,14 +1082,18 @@ def special_at(text, i, n, letters, ends):
     return -1
 
 
-@inline
-def any_equal(text, letters):
-    "Whether one of some letters is among 256 bytes: four blocks at once, since most hold none."
+@jit
+def pass_over(text, i, n, letters):
+    "Goes on from byte i in steps of 256, four blocks, while none of some letters is in them and so many bytes are left."
     found = ZERO
-    for letter in letters:
-        for block in (0, 64, 128, 192):
-            found |= equal_mask(text + block, letter)
-    return found != ZERO
+    while i + 256 <= n:
+        for k in range(len(letters)):
+            for block in (0, 64, 128, 192):
+                found |= equal_mask(text + i + block, letters[k])
+        if found:
+            break
+        i += 256
+    return i
 
 
 @jit
@@ -1094,10 +1102,7 @@ def segments_between(text, n, firsts, letters, ends, ids):
     segments, k, start = np.empty((64, 3), np.int64), 0, 0
     i = 0
     while i < n:
-        if i + 256 <= n and not any_equal(text + i, firsts):
-            i += 256
-            continue
-        mask = ZERO
+        i, mask = pass_over(text, i, n, firsts), ZERO
         for byte in firsts:
             mask |= equal_mask(text + i, byte)
         while mask:
@@ -1806,8 +1811,9 @@ ENOUGH = 16  # new words for which it is worth to stop
 FAR = 1 << 13  # bytes of ids behind the first of them after which to stop anyway: they are still close
 OVER = np.uint32(0xFFFFFFFF)  # an order behind all others
 
+PLACES = 32 + AT_ONCE  # as a word is laid out in eights, the last of them may reach behind place 31
 LANE = np.dtype(
-    [("order", np.uint32, 32), ("symbols", np.uint32, 32), ("live", np.uint64), ("word", np.int64)]
+    [("order", np.uint32, PLACES), ("symbols", np.uint32, PLACES), ("live", np.uint64), ("word", np.int64)]
 )
 NEW = np.dtype(
     [(name, np.int64) for name in ("out", "text", "length", "value", "like", "count")]
@@ -1822,12 +1828,14 @@ def begin_word(lane, text, n, byte_ranks, byte_ids):
     for i in range(32):
         order[i] = OVER
     byte = load8(text)
-    for i in range(1, n + 1):
-        after = load8(text + i)
-        symbols[i] = byte_ids[byte]
-        order[i] = byte_ranks[byte << 8 | after] << 5 | i
-        byte = after
-    order[n] = OVER
+    for first in range(1, n + 1, AT_ONCE):  # again, a loop whose turns are hard to guess takes longer strides
+        for i in range(first, first + AT_ONCE):
+            after = load8(text + i)
+            symbols[i] = byte_ids[byte]
+            order[i] = byte_ranks[byte << 8 | after] << 5 | i
+            byte = after
+    for i in range(n, n + AT_ONCE):  # what was too much
+        order[i] = OVER
     symbols[0] = symbols[n + 1] = NO_ID
     lane.live = (ONE << np.uint64(n + 2)) - ONE
 
@@ -1866,11 +1874,12 @@ def begin_next(lane, given, new, state):
 def finish_word(lane, word):
     "Hands over the ids between the marks."
     live, n = lane.live & ~ONE & ~(ONE << np.uint64(word.length + 1)), 0
-    while live:
-        word.ids[n] = lane.symbols[trailing_zeros(live)]
-        live &= live - ONE
-        n += 1
-    word.count = n
+    word.count = count_ones(live)
+    while live:  # most words become four ids at most
+        for k in range(n, n + 4):
+            word.ids[k] = lane.symbols[trailing_zeros(live) & 31]  # & 31: none is left
+            live &= live - ONE
+        n += 4
 
 
 @jit
@@ -1970,11 +1979,13 @@ def emit(out, value, ids, width, inline_ids):
 # %% ../nbs/01a_bpe_engine.ipynb #75096c36
 @jit
 def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
-    "Writes the ids of words that are in their home slots; -> (the first that is not, or waits, address behind the ids)."
+    "Writes the ids of words that `count_known` would find; -> (the first that is elsewhere, or waits, address behind the ids)."
     while j < words:
-        home = np.int64(load64(homes + 8 * j))
-        if not equal16(home, keys + KEY_BYTES * j):
-            break
+        home, key = np.int64(load64(homes + 8 * j)), keys + KEY_BYTES * j
+        if not equal16(home, key):
+            home ^= SLOT_BYTES
+            if load64(key + 8) == ZERO or not equal16(home, key):
+                break
         value = home + VALUE_AT
         copy16(out, value)  # as `emit` does, but whether the word waits is asked along with many ids
         n = load16(value + COUNT_AT)
@@ -2282,7 +2293,9 @@ def encode_array(
     try:
         segments, go_on = self.special.segments(self.text.ctypes.data, n), False
         while (num_ids := encode_segments(self.address, segments, n, go_on)) < 0:
-            self.reserve(BATCH + min(n // 4, 1 << 18), BATCH + n // 64, n)  # more than a batch: to grow seldom
+            self.reserve(
+                BATCH + min(n // 4, 1 << 18), BATCH + n // 64, n
+            )  # more than a batch: to grow seldom
             go_on = True
     finally:
         self.state["out"] = self.out.ctypes.data
@@ -2352,6 +2365,7 @@ def hear(self: Coder) -> None:
     if not self.state["num_news"][0]:
         self.own("news", np.empty(MOST_NEWS, NEWS))
         self.state["num_news"] = MOST_NEWS
+        enter_all(self.address, self.news.ctypes.data, 0, 0)  # compiled code is loaded now, not amid the work
     while self.inbox:
         news, done = self.inbox.popleft(), 0
         while done < len(news) and 2 * len(self) < self.LIMIT:
