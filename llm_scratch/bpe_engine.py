@@ -833,7 +833,11 @@ def absorb(address, other_address):
     "Adds everything in another state's tables to this one's, which have room."
     state, other = state_at(address), state_at(other_address)
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    for theirs in carray(pointer(other.slots), other.num_slots, SLOT):
+    other_slots = carray(pointer(other.slots), other.num_slots, SLOT)
+    for k in range(other.num_slots):
+        even = other_slots[k & ~1]  # a word there whose home is odd came after the one beside it
+        later = even.high != 0 and home_of(even.low, even.high, other.shift) & 1
+        theirs = other_slots[k ^ later]  # who came first does so again: seen early means seen often
         if theirs.high != 0:
             i = find(slots, home_of(theirs.low, theirs.high, state.shift), theirs.low, theirs.high)
             add_short(slots, i, theirs.low, theirs.high, theirs.value, theirs.more, state)

@@ -448,6 +448,24 @@ def test_words_that_want_the_same_slot():
     assert counted(memory) == {word: 2 * n for word, n in expected.items()}
 
 
+def test_words_stay_at_home_when_tables_are_made_anew():
+    memory, draw = engine.Memory(), random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2500)]
+
+    def at_home():
+        slots, shift = memory.slots, int(memory.state["shift"][0])
+        keys = [(int(low), int(high)) for low, high in zip(slots["low"], slots["high"], strict=True)]
+        home = lambda low, high: (low * int(engine.MIX1) ^ high * int(engine.MIX2)) % 2**64 >> shift
+        return {key for k, key in enumerate(keys) if key[1] and home(*key) == k}
+
+    memory.count("\n".join(words).encode(), engine.Special({}))
+    assert memory.slots.ctypes.data % engine.LINE == 0  # partners share a line of the cache
+    before, longs = at_home(), memory.sizes[1]
+    assert 1000 < len(before) < len(memory) - 300
+    memory.reserve(0, longs, 0)  # the other table must grow; this one is filled again, in order of its slots
+    assert memory.sizes[1] > longs and at_home() == before
+
+
 GUARDED = """
 import ctypes, mmap
 import numpy as np
@@ -481,7 +499,7 @@ for data in texts():
     coder.reserve(4 * n + 256, n // 16 + 256, n)
     coder.own("news", np.zeros(20, engine.NEWS))
     coder.state["num_news"] = 20
-    copied = ("news", "masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
+    copied = ("slots", "longs", "news", "masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
     sizes = {"text": n + engine.PAD, "out": coder.dtype.itemsize * (n + engine.PAD),
              "arena": coder.sizes[2] + engine.PAD, "ids": coder.ids.nbytes, "starts": 8 * (engine.BATCH + 2),
              "keys": 16 * engine.BATCH, "homes": 8 * engine.BATCH}
