@@ -6,19 +6,19 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'LINE', 'VALUE_AT', 'LONG_VALUE_AT',
            'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS',
            'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE', 'NEW',
-           'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'NEWS', 'NEWS_BYTES', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS',
-           'REHEARSAL', 'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer',
-           'trailing_zeros', 'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask',
-           'between_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
-           'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
-           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
-           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long',
-           'key_masks', 'make_keys', 'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes',
-           'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room',
-           'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between',
-           'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists',
-           'note', 'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push',
-           'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
+           'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
+           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
+           'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask', 'between_mask',
+           'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes', 'plain_letters',
+           'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks', 'block_begins',
+           'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4',
+           'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys',
+           'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read',
+           'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
+           'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count',
+           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
+           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
+           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
            'with_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group',
            'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word', 'begin_word', 'merge_best',
            'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids', 'set_count', 'remember', 'value_of',
@@ -2018,12 +2018,6 @@ def emit_elsewhere(text, j, out, state):
     return emit(out, value, state.ids, state.width, state.inline)
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c05
-NEWS = np.dtype(
-    [("letters", np.uint8, FEW), ("length", np.uint8), ("count", np.uint8), ("ids", np.uint32, 8)]
-)
-NEWS_BYTES = NEWS.itemsize  # 64: a line of the cache
-
-
 @inline
 def leave_gap(text, length, value, new, out, state):
     "Notes a word whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
@@ -2040,15 +2034,11 @@ def leave_gap(text, length, value, new, out, state):
 
 @inline
 def tell(word, state):
-    "Writes a new word down for other threads. One with many ids, or for which there is no room, they must merge, too."
-    if state.told < state.num_news and word.count <= 8:
-        letters = state.news + NEWS_BYTES * state.told
-        copy16(letters, word.text)  # some bytes too many: the text has PAD
-        copy16(letters + 16, word.text + 16)
-        news = carray(pointer(state.news), state.num_news, NEWS)[state.told]
-        news.length, news.count = word.length, word.count
-        for i in range(8):
-            news.ids[i] = word.ids[i]
+    "Copies the slot of a new word for other threads. What is not all in it, or finds no room, they must merge, too."
+    if state.told < state.num_news and word.length <= SHORT and word.count <= state.inline:
+        slot, row = word.value - VALUE_AT, state.news + SLOT_BYTES * state.told
+        copy16(row, slot)
+        copy16(row + VALUE_AT, slot + VALUE_AT)
         state.told += 1
 
 
@@ -2341,33 +2331,31 @@ class Crew:
         return first
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
-MOST_NEWS = 1 << 12  # words written down in a piece of text; a megabyte has seldom more new ones
+MOST_NEWS = 1 << 13  # words written down in a piece of text; two megabytes have seldom more new ones
 
 
 @jit
 def enter_all(address, news, first, num_news):
     "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
-    state, words = state_at(address), carray(pointer(news), num_news, NEWS)
+    state, words = state_at(address), carray(pointer(news), num_news, SLOT)
+    slots = carray(pointer(state.slots), state.num_slots, SLOT)
     for w in range(first, num_news + 8):
         if w < num_news:  # slots are asked for 8 words ahead
-            low, high = key_of_word(news + NEWS_BYTES * w, np.int64(words[w].length), state)
-            prefetch(state.slots + SLOT_BYTES * home_of(low, high, state.shift))
+            prefetch(state.slots + SLOT_BYTES * home_of(words[w].low, words[w].high, state.shift))
         if w >= first + 8:
-            if not (has_room(state) and has_room_for(FEW, state)):
+            if not has_room(state):
                 return w - 8
-            word, letters = words[w - 8], news + NEWS_BYTES * (w - 8)
-            length = np.int64(word.length)
-            low, high = key_of_word(letters, length, state)
-            value, new = value_of(letters, length, low, high, state)
-            if new:
-                remember(value, word.ids, np.int64(word.count), state)
+            word = words[w - 8]
+            k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)
+            if slots[k].high == 0:
+                add_short(slots, k, word.low, word.high, word.value, word.more, state)
     return num_news
 
 
 def hear(self: Coder) -> None:
     "Enters the news; from now on writes down its own. A cache that is half full listens no more: it would forget sooner."
     if not self.state["num_news"][0]:
-        self.own("news", np.empty(MOST_NEWS, NEWS))
+        self.own("news", np.empty(MOST_NEWS, SLOT))
         self.state["num_news"] = MOST_NEWS
         enter_all(self.address, self.news.ctypes.data, 0, 0)  # compiled code is loaded now, not amid the work
     while self.inbox:
@@ -2375,7 +2363,7 @@ def hear(self: Coder) -> None:
         while done < len(news) and 2 * len(self) < self.LIMIT:
             done = enter_all(self.address, news.ctypes.data, done, len(news))
             if done < len(news):
-                self.reserve(BATCH + len(news), BATCH + len(news), FEW * len(news))
+                self.reserve(BATCH + len(news), BATCH, 0)
 
 
 def collect_news(self: Coder) -> np.ndarray:
@@ -2430,7 +2418,7 @@ def compile_all() -> None:
     coder = Coder(range(256), np.array([[97, 98, 256]]), {})
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
-    coder.inbox.append(np.zeros(1, NEWS))
+    coder.inbox.append(np.ones(1, SLOT))
     coder.hear()
 
 # %% ../nbs/01a_bpe_engine.ipynb #f6b12c5a
