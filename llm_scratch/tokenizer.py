@@ -810,6 +810,51 @@ def __reduce__(self: Tokenizer) -> tuple:  # how to make it again
     specials = list(self.special_tokens)
     return Tokenizer, (self.vocab, self.merges, specials, self.pattern, self.ignore_merges)
 
+# %% ../nbs/01_tokenizer.ipynb #7c1d5e02
+class _Joined:
+    "One array from numbered parts, which any thread may hand in, in any order."
+
+    def __init__(self, size: int, dtype: np.dtype):
+        self.array = np.empty(size, dtype)  # memory that is never touched costs nothing
+        self.filled = self.turn = 0  # ids that are in place; number of the part that is next
+        self.early, self.busy, self.lock = {}, False, threading.Lock()
+
+    def room(self, size: int) -> np.ndarray:
+        "The place behind what is there, for so many ids at least."
+        if self.filled + size > len(self.array):
+            longer = np.empty(self.filled + size, self.array.dtype)
+            self.array = np.concatenate((self.array[: self.filled], longer))
+        return self.array[self.filled :]
+
+    def add(
+        self,
+        number: int,  # of the part: 0, 1, 2, ...
+        ids: np.ndarray,  # copied, unless it was written to `room`
+        done: Callable = lambda ids: None,  # called with the part when it is in place, and may be overwritten
+    ) -> None:
+        with self.lock:
+            self.early[number] = ids
+            if self.busy:
+                return  # who is copying will come to this part, too
+            self.busy = True
+        while (ids := self._next()) is not None:
+            if not np.may_share_memory(ids, self.array):
+                self.room(len(ids))[: len(ids)] = ids
+            self.filled += len(ids)
+            done(ids)
+
+    def _next(self) -> np.ndarray | None:
+        with self.lock:
+            ids = self.early.pop(self.turn, None)
+            self.busy = ids is not None
+            self.turn += self.busy
+            return ids
+
+    def whole(self) -> np.ndarray:
+        self.array.resize(self.filled, refcheck=False)  # gives back what was not needed
+        return self.array
+
+
 # %% ../nbs/01_tokenizer.ipynb #c0a207fa
 @patch
 def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]) -> np.ndarray:
@@ -845,13 +890,15 @@ def _encoded(
     path: str | Path,
     num_processes: int | None,
     progress: bool,
-    place: Callable | None = None,  # number of ids -> array for them; of use if parts are made one by one
+    joined: _Joined | None = None,  # gets all parts, and then only the last one that was yielded is valid
 ) -> Iterator[np.ndarray]:
     "Token ids of a file, part after part, each valid until the next."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
-    crew = self._coders(size)
+    crew, alone = self._coders(size), num_processes == 1
+    if crew:  # of smaller pieces, threads would hear of each other's words sooner; of larger ones, more is told
+        chunk_bytes = 2 * _PIECE if alone else _PIECE
     known = engine_pattern(self.pattern) is not None
-    spans, tasks = tee(file_ranges(path, self.special_tokens, 2 * _PIECE if crew else chunk_bytes, known))
+    spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
     dtype, free = token_dtype(self.vocab_size), queue.SimpleQueue()
     encode_range = partial(self._encode_range, path, dtype)
 
@@ -862,20 +909,33 @@ def _encoded(
             array = np.empty(num_ids, dtype)
         return array if len(array) >= num_ids else np.empty(num_ids, dtype)
 
+    def recycle(ids):
+        if place is recycled and ids.base is not None:
+            free.put(ids.base)
+
+    def encode_and_join(task):
+        ids = self._encode_range_compiled(path, dtype, task[1], place, lend)
+        joined.add(task[0], ids, recycle)
+        return ids
+
+    place = joined.room if joined and alone else recycled
     if crew:
-        place = place if place and num_processes == 1 else recycled
-        lend = crew if num_processes == 1 else crew.share
+        lend = crew if alone else crew.share
         encode_range = partial(self._encode_range_compiled, path, dtype, place=place, lend=lend)
+        if joined:
+            encode_range, tasks = encode_and_join, enumerate(tasks)
     with (
         closing(ordered_map(encode_range, tasks, num_processes, crew is not None)) as results,
         progress_bar(
             progress, total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}"
         ) as bar,
     ):
-        for span, ids in zip(spans, results, strict=True):
+        for number, (span, ids) in enumerate(zip(spans, results, strict=True)):
+            if joined and not crew:
+                joined.add(number, ids)
             yield ids
-            if place is recycled and ids.base is not None:
-                free.put(ids.base)
+            if not joined:
+                recycle(ids)
             bar.update(span[1] - span[0])
 
 
@@ -905,22 +965,11 @@ def encode_to_array(
     progress: bool = True,  # show a bar
 ) -> np.ndarray:  # (n,) uint16 or uint32
     "Token ids of a whole file, in memory; equal to `encode` of all its text."
-    dtype, n = token_dtype(self.vocab_size), 0
-    ids = np.empty(os.stat(path).st_size // 2, dtype)  # memory that is never touched costs nothing
-
-    def place(num_ids):
-        nonlocal ids
-        if n + num_ids > len(ids):
-            ids = np.concatenate((ids[:n], np.empty(n + num_ids, dtype)))
-        return ids[n:]
-
-    with closing(self._encoded(path, num_processes, progress, place)) as parts:
-        for part in parts:
-            if not np.may_share_memory(part, ids):  # it was written elsewhere
-                place(len(part))[: len(part)] = part
-            n += len(part)
-    ids.resize(n, refcheck=False)  # gives back what was not needed
-    return ids
+    joined = _Joined(os.stat(path).st_size // 2, token_dtype(self.vocab_size))
+    with closing(self._encoded(path, num_processes, progress, joined)) as parts:
+        for _ in parts:
+            pass
+    return joined.whole()
 
 # %% ../nbs/01_tokenizer.ipynb #0ff5eaa7
 def byte_alphabet() -> dict[int, str]:  # byte -> printable character
