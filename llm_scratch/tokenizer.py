@@ -854,7 +854,6 @@ class _Joined:
         self.array.resize(self.filled, refcheck=False)  # gives back what was not needed
         return self.array
 
-
 # %% ../nbs/01_tokenizer.ipynb #c0a207fa
 @patch
 def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]) -> np.ndarray:
@@ -895,7 +894,9 @@ def _encoded(
     "Token ids of a file, part after part, each valid until the next."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew, alone = self._coders(size), num_processes == 1
-    if crew:  # of smaller pieces, threads would hear of each other's words sooner; of larger ones, more is told
+    if (
+        crew
+    ):  # of smaller pieces, threads would hear of each other's words sooner; of larger ones, more is told
         chunk_bytes = 2 * _PIECE if alone else _PIECE
     known = engine_pattern(self.pattern) is not None
     spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
