@@ -889,14 +889,12 @@ def _encoded(
     path: str | Path,
     num_processes: int | None,
     progress: bool,
-    joined: _Joined | None = None,  # gets all parts, and then only the last one that was yielded is valid
+    joined: _Joined | None = None,  # gets all parts; those that are yielded may then be overwritten already
 ) -> Iterator[np.ndarray]:
     "Token ids of a file, part after part, each valid until the next."
     num_processes, chunk_bytes, size = _plan(path, num_processes)
     crew, alone = self._coders(size), num_processes == 1
-    if (
-        crew
-    ):  # of smaller pieces, threads would hear of each other's words sooner; of larger ones, more is told
+    if crew:  # fewer pieces cost less; but between them, threads hear of each other's words
         chunk_bytes = 2 * _PIECE if alone else _PIECE
     known = engine_pattern(self.pattern) is not None
     spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
