@@ -2287,9 +2287,8 @@ def encode_array(
     try:
         segments, go_on = self.special.segments(self.text.ctypes.data, n), False
         while (num_ids := encode_segments(self.address, segments, n, go_on)) < 0:
-            self.reserve(
-                BATCH + min(n // 4, 1 << 18), BATCH + n // 64, n
-            )  # more than a batch: to grow seldom
+            more = min(n // 4, 1 << 18)  # to grow seldom; but what a megabyte may bring is enough at once
+            self.reserve(BATCH + more, BATCH + n // 64, n)
             go_on = True
     finally:
         self.state["out"] = self.out.ctypes.data

@@ -453,6 +453,21 @@ def test_words_that_want_the_same_slot():
     assert counted(memory) == {word: 2 * n for word, n in expected.items()}
 
 
+def test_a_long_word_has_no_partner():
+    "Its home is in the other table, and beside that lies anything, even what looks like its key."
+    pair, key, home = engine.zeros(2, engine.SLOT), np.zeros(1, engine.KEY), np.zeros(1, np.int64)
+    home[0] = pair.ctypes.data
+    for high, found in ((5 << 56, 1), (0, 0)):  # a short word, a long one
+        pair["low"][1] = key["low"][0] = 12345
+        pair["high"][1] = key["high"][0] = high
+        pair["value"] = 0
+        assert engine.count_known(0, 1, key.ctypes.data, home.ctypes.data) == found
+        assert pair["value"].tolist() == [0, found]
+        out = np.zeros(16, np.uint16)
+        j, end = engine.emit_known(0, 1, key.ctypes.data, home.ctypes.data, out.ctypes.data, 0, 1, 7)
+        assert (j, end) == (found, out.ctypes.data)  # a value without ids
+
+
 def test_words_stay_at_home_when_tables_are_made_anew():
     memory, draw = engine.Memory(), random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2500)]
