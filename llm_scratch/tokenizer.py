@@ -451,6 +451,10 @@ def _plan(
         raise ValueError(f"num_processes must be at least 1, got {num_processes}")
     return num_processes, min(2**20, size // num_processes + 1), size
 
+
+def _bytes_bar(shown: bool, size: int, what: str):
+    return progress_bar(shown, total=size, desc=what, unit="B", unit_scale=True)
+
 # %% ../nbs/01_tokenizer.ipynb #66c2730e
 def count_words(
     path: str | Path,  # UTF-8 text
@@ -465,7 +469,7 @@ def count_words(
     counts, count = Counter(), partial(count_range, path, special_tokens, pattern=pattern)
     with (
         closing(ordered_map(count, spans, num_processes)) as results,
-        progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting words") as bar,
+        _bytes_bar(progress, size, "counting words") as bar,
     ):
         for span, found in zip(spans, results, strict=True):
             counts.update(found)
@@ -506,28 +510,63 @@ def engine(
 
 _engine_missing = []  # the reason, once it is known
 
+# %% ../nbs/01_tokenizer.ipynb #7c1d5e06
+def _each_span(
+    job: Callable,  # of a span's number, 0, 1, 2, ..., and the span
+    spans: Iterable[tuple[int, int]],
+    num_threads: int,  # the caller's is one of them
+    bar,  # of progress, in bytes
+) -> None:
+    "Does a job with every span, in threads. Of several errors, raises the one of the first span."
+    tasks, lock, done, errors = enumerate(spans), threading.Lock(), deque(), {}
+
+    def take():
+        with lock:
+            return next(tasks, None)
+
+    def report():
+        while done:
+            bar.update(done.popleft())
+
+    def work(then: Callable = lambda: None):
+        number = -1  # if the first span cannot be found
+        try:
+            for number, (start, stop) in iter(take, None):
+                job(number, (start, stop))
+                done.append(stop - start)
+                then()
+                if errors:  # earlier spans have been taken already, and are finished by those who did
+                    return
+        except BaseException as error:
+            errors[number] = error
+
+    others = [threading.Thread(target=work) for _ in range(num_threads - 1)]
+    for thread in others:
+        thread.start()
+    work(report)  # a bar belongs to the caller's thread
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[min(errors)]
+    report()
+
 # %% ../nbs/01_tokenizer.ipynb #8c90bbd7
-def _count_compiled(fast, path, special_tokens, num_processes, progress, pattern):
+def _count_compiled(fast, path, special_tokens, num_threads, progress, pattern):
     "The words of a file, counted by the engine."
-    num_processes, _, size = _plan(path, num_processes)
+    num_threads, _, size = _plan(path, num_threads)
     special = fast.Special({token.encode(): 0 for token in special_tokens})
     crew = fast.Crew(partial(fast.Memory, engine_pattern(pattern)))
 
-    def count(span: tuple[int, int]) -> int:
+    def count(number, span):
         with open(path, "rb", buffering=0) as file:
             file.seek(span[0])
             bad = crew(lambda memory: memory.count(span[1] - span[0], special, file))
         if bad >= 0:
             read_range(path, span)  # raises, and says where
-        return span[1] - span[0]
 
     spans = file_ranges(path, special_tokens, _PIECE // 4)  # small: every thread has a buffer
-    with (
-        closing(ordered_map(count, spans, num_processes, threads=True)) as results,
-        progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting words") as bar,
-    ):
-        for num_bytes in results:
-            bar.update(num_bytes)
+    with _bytes_bar(progress, size, "counting words") as bar:
+        _each_span(count, spans, num_threads, bar)
     return crew.total()
 
 # %% ../nbs/01_tokenizer.ipynb #61d62e6d
@@ -810,6 +849,98 @@ def __reduce__(self: Tokenizer) -> tuple:  # how to make it again
     specials = list(self.special_tokens)
     return Tokenizer, (self.vocab, self.merges, specials, self.pattern, self.ignore_merges)
 
+# %% ../nbs/01_tokenizer.ipynb #c0a207fa
+@patch
+def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]) -> np.ndarray:
+    "Token ids of one part of a file."
+    return np.array(self.encode(read_range(path, span)), dtype)
+
+
+@patch
+def _encode_range_compiled(
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable, lend: Callable
+) -> np.ndarray:
+    "The same by the engine: a coder that `lend` finds, writing in the array that `place` gives."
+
+    def encode(coder):
+        n = span[1] - span[0]
+        if coder.dtype == dtype:
+            ids = coder.encode_array(n, file, place(coder.room(n)))
+        else:
+            ids = coder.encode_array(n, file).astype(dtype)
+        return ids, coder.state["bad"][0] >= 0
+
+    with open(path, "rb", buffering=0) as file:
+        file.seek(span[0])
+        ids, bad = lend(encode)
+    if bad:
+        read_range(path, span)  # raises, and says where
+    return ids
+
+
+class _Spare:
+    "Arrays that go round: first writes to new memory cost as much as encoding."
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype, self.free = dtype, queue.SimpleQueue()
+
+    def take(self, num_ids: int) -> np.ndarray:
+        "One for so many ids at least."
+        try:
+            array = self.free.get_nowait()
+        except queue.Empty:
+            array = ()
+        if len(array) >= num_ids:
+            return array
+        return np.empty(
+            num_ids + num_ids // 8, self.dtype
+        )  # spans differ a little: the next one shall fit, too
+
+    def give_back(self, ids: np.ndarray) -> None:
+        "The ids that were written to an array."
+        if ids.base is not None:
+            self.free.put(ids.base)
+
+# %% ../nbs/01_tokenizer.ipynb #7c1d5e05
+@patch
+def _encoded(
+    self: Tokenizer, path: str | Path, num_processes: int | None, progress: bool, crew
+) -> Iterator[np.ndarray]:
+    "Token ids of a file, part after part, each valid until the next."
+    num_processes, chunk_bytes, size = _plan(path, num_processes)
+    known, dtype = engine_pattern(self.pattern) is not None, token_dtype(self.vocab_size)
+    spare, encode_range = _Spare(dtype), partial(self._encode_range, path, dtype)
+    if crew:
+        chunk_bytes, lend = _PIECE, crew.share if num_processes > 1 else crew
+        encode_range = partial(self._encode_range_compiled, path, dtype, place=spare.take, lend=lend)
+    spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
+    with (
+        closing(ordered_map(encode_range, tasks, num_processes, threads=bool(crew))) as results,
+        _bytes_bar(progress, size, f"encoding {Path(path).name}") as bar,
+    ):
+        for span, ids in zip(spans, results, strict=True):
+            yield ids
+            spare.give_back(ids)
+            bar.update(span[1] - span[0])
+
+
+@patch
+def encode_file(
+    self: Tokenizer,
+    path: str | Path,  # UTF-8 text of any size
+    out: str | Path,  # .npy file of uint16 or uint32 to write; appears when it is whole
+    num_processes: int | None = None,  # None: chosen by size and cores
+    progress: bool = True,  # show a bar
+) -> int:  # number of tokens
+    "Writes the token ids of a whole file, in parallel and in bounded memory; equal to `encode` of all its text."
+    with (
+        TokenWriter(out, self.vocab_size) as writer,
+        closing(self._encoded(path, num_processes, progress, self._coders(os.stat(path).st_size))) as parts,
+    ):
+        for ids in parts:
+            writer.append(ids)
+        return len(writer)
+
 # %% ../nbs/01_tokenizer.ipynb #7c1d5e02
 class _Joined:
     "One array from numbered parts, which any thread may hand in, in any order."
@@ -854,108 +985,7 @@ class _Joined:
         self.array.resize(self.filled, refcheck=False)  # gives back what was not needed
         return self.array
 
-# %% ../nbs/01_tokenizer.ipynb #c0a207fa
-@patch
-def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int]) -> np.ndarray:
-    "Token ids of one part of a file."
-    return np.array(self.encode(read_range(path, span)), dtype)
-
-
-@patch
-def _encode_range_compiled(
-    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable, lend: Callable
-) -> np.ndarray:
-    "The same by the engine: a coder that `lend` finds, writing in the array that `place` gives."
-
-    def encode(coder):
-        n = span[1] - span[0]
-        if coder.dtype == dtype:
-            ids = coder.encode_array(n, file, place(coder.room(n)))
-        else:
-            ids = coder.encode_array(n, file).astype(dtype)
-        return ids, coder.state["bad"][0] >= 0
-
-    with open(path, "rb", buffering=0) as file:
-        file.seek(span[0])
-        ids, bad = lend(encode)
-    if bad:
-        read_range(path, span)  # raises, and says where
-    return ids
-
-
-@patch
-def _encoded(
-    self: Tokenizer,
-    path: str | Path,
-    num_processes: int | None,
-    progress: bool,
-    joined: _Joined | None = None,  # gets all parts; those that are yielded may then be overwritten already
-) -> Iterator[np.ndarray]:
-    "Token ids of a file, part after part, each valid until the next."
-    num_processes, chunk_bytes, size = _plan(path, num_processes)
-    crew, alone = self._coders(size), num_processes == 1
-    if crew:  # fewer pieces cost less; but between them, threads hear of each other's words
-        chunk_bytes = 2 * _PIECE if alone else _PIECE
-    known = engine_pattern(self.pattern) is not None
-    spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
-    dtype, free = token_dtype(self.vocab_size), queue.SimpleQueue()
-    encode_range = partial(self._encode_range, path, dtype)
-
-    def recycled(num_ids):  # first writes to new memory cost as much as encoding: arrays go round
-        try:
-            array = free.get_nowait()
-        except queue.Empty:
-            array = np.empty(num_ids, dtype)
-        return array if len(array) >= num_ids else np.empty(num_ids, dtype)
-
-    def recycle(ids):
-        if place is recycled and ids.base is not None:
-            free.put(ids.base)
-
-    def encode_and_join(task):
-        ids = self._encode_range_compiled(path, dtype, task[1], place, lend)
-        joined.add(task[0], ids, recycle)
-        return ids
-
-    place = joined.room if joined and alone else recycled
-    if crew:
-        lend = crew if alone else crew.share
-        encode_range = partial(self._encode_range_compiled, path, dtype, place=place, lend=lend)
-        if joined:
-            encode_range, tasks = encode_and_join, enumerate(tasks)
-    with (
-        closing(ordered_map(encode_range, tasks, num_processes, crew is not None)) as results,
-        progress_bar(
-            progress, total=size, unit="B", unit_scale=True, desc=f"encoding {Path(path).name}"
-        ) as bar,
-    ):
-        for number, (span, ids) in enumerate(zip(spans, results, strict=True)):
-            if joined and not crew:
-                joined.add(number, ids)
-            yield ids
-            if not joined:
-                recycle(ids)
-            bar.update(span[1] - span[0])
-
-
-@patch
-def encode_file(
-    self: Tokenizer,
-    path: str | Path,  # UTF-8 text of any size
-    out: str | Path,  # .npy file of uint16 or uint32 to write; appears when it is whole
-    num_processes: int | None = None,  # None: chosen by size and cores
-    progress: bool = True,  # show a bar
-) -> int:  # number of tokens
-    "Writes the token ids of a whole file, in parallel and in bounded memory; equal to `encode` of all its text."
-    with (
-        TokenWriter(out, self.vocab_size) as writer,
-        closing(self._encoded(path, num_processes, progress)) as parts,
-    ):
-        for ids in parts:
-            writer.append(ids)
-        return len(writer)
-
-
+# %% ../nbs/01_tokenizer.ipynb #7c1d5e08
 @patch
 def encode_to_array(
     self: Tokenizer,
@@ -964,10 +994,25 @@ def encode_to_array(
     progress: bool = True,  # show a bar
 ) -> np.ndarray:  # (n,) uint16 or uint32
     "Token ids of a whole file, in memory; equal to `encode` of all its text."
-    joined = _Joined(os.stat(path).st_size // 2, token_dtype(self.vocab_size))
-    with closing(self._encoded(path, num_processes, progress, joined)) as parts:
-        for _ in parts:
-            pass
+    num_threads, _, size = _plan(path, num_processes)
+    dtype, crew = token_dtype(self.vocab_size), self._coders(size)
+    joined, spare = _Joined(size // 2, dtype), _Spare(dtype)
+    if not crew:
+        with closing(self._encoded(path, num_processes, progress, crew)) as parts:
+            for number, ids in enumerate(parts):
+                joined.add(number, ids)
+        return joined.whole()
+
+    def encode_span(number, span):
+        joined.add(number, self._encode_range_compiled(path, dtype, span, place, lend), give_back)
+
+    if num_threads == 1:
+        place, lend, give_back, piece = joined.room, crew, lambda ids: None, 2 * _PIECE
+    else:  # between pieces, threads hear of each other's words
+        place, lend, give_back, piece = spare.take, crew.share, spare.give_back, _PIECE * 3 // 2
+    spans = file_ranges(path, self.special_tokens, min(piece, size // num_threads + 1))
+    with _bytes_bar(progress, size, f"encoding {Path(path).name}") as bar:
+        _each_span(encode_span, spans, num_threads, bar)
     return joined.whole()
 
 # %% ../nbs/01_tokenizer.ipynb #0ff5eaa7
