@@ -16,18 +16,18 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read',
            'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
            'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count',
-           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'note',
-           'rewrite', 'place_in', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'wins', 'swap', 'push', 'pop',
-           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'neighbors', 'merge_pair', 'swept',
-           'with_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group',
-           'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word', 'begin_word', 'merge_best',
-           'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids', 'set_count', 'remember', 'value_of',
-           'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word',
-           'remember_all', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode',
-           'encode_array', 'Crew', 'enter_all', 'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all',
-           'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize',
-           'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark',
-           'plot_tokenizer_benchmark']
+           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'rewrite',
+           'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'comes_after',
+           'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names',
+           'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of',
+           'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word',
+           'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
+           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell',
+           'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'encode_segment', 'has_room_for', 'encode_text',
+           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'enter_all', 'hear', 'collect_news', 'share',
+           'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job',
+           'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table',
+           'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -1242,41 +1242,42 @@ def roomy(pair_slots, pairs, used, more):
 
 @jit
 def count_pairs(words, symbols):
-    "The rows of all pairs, and for each the list of words that have it."
-    pairs, pair_slots, used = np.empty(1024 + len(symbols) // 4, PAIR), np.full(1 << 11, NONE, np.int32), 0
-    rows, newest = np.empty(len(symbols), np.int32), np.full(1 << 10, NONE, np.int32)
+    "A row for each pair of bytes, with a list of the words that have it; -> (rows, how many, lists, their end)."
+    used = 1 << 16
+    pairs = np.empty(used + len(symbols) // 4, PAIR)  # more than is needed to begin with
+    for p in range(used):
+        pair = pairs[p]
+        pair.left, pair.right, pair.count, pair.first, pair.num_words = p >> 8, p & 255, 0, NONE, 0
     for w in range(len(words)):
-        first, last = words[w].start, words[w].start + words[w].length - 1
-        more = last - first + 1
-        pair_slots, pairs = roomy(pair_slots, pairs, used, more)
-        if len(newest) < used + more:
-            newest = np.concatenate((newest, np.full(len(newest) + more, NONE, np.int32)))
-        for i in range(first, last):
-            rows[i], used = row_of(pair_slots, pairs, used, symbols[i], symbols[i + 1])
-            pairs[rows[i]].count += words[w].count
-            if newest[rows[i]] != w:  # once per word
-                newest[rows[i]] = w
-                pairs[rows[i]].num_words += 1
-    return pair_slots, pairs, used, first_lists(words, pairs, used, rows, newest)
+        word = words[w]
+        for i in range(word.start, word.start + word.length - 1):
+            pair = pairs[np.int64(symbols[i]) << 8 | np.int64(symbols[i + 1])]
+            pair.count += word.count
+            if pair.first != w:  # once per word; until there are lists, `first` is the last word
+                pair.first = w
+                pair.num_words += 1
+    lists, end = first_lists(words, symbols, pairs[:used])
+    return pairs, used, lists, end
 
 
 @jit
-def first_lists(words, pairs, used, rows, newest):
-    "The lists of words, when it is known how long each is. rows[i]: the pair at symbol i."
+def first_lists(words, symbols, pairs):
+    "The lists of words, when it is known how long each is; -> (lists, their end)."
     end = 0
-    for p in range(used):
+    for p in range(len(pairs)):
         pairs[p].first = end
         end += pairs[p].num_words
-        pairs[p].num_words, newest[p] = 0, NONE
-    lists = np.empty(4 * end + 1, np.int32)  # more than is needed to begin with: see below
+        pairs[p].num_words = 0
+    lists = np.empty(4 * end + 1, np.int32)  # the same
     for w in range(len(words)):
         for i in range(words[w].start, words[w].start + words[w].length - 1):
-            pair = pairs[rows[i]]
-            if newest[rows[i]] != w:
-                newest[rows[i]] = w
-                lists[pair.first + pair.num_words] = w
+            pair = pairs[np.int64(symbols[i]) << 8 | np.int64(symbols[i + 1])]
+            last = pair.first + pair.num_words
+            if pair.num_words == 0 or lists[last - 1] != w:
+                lists[last] = w
                 pair.num_words += 1
     return lists, end
+
 
 # %% ../nbs/01a_bpe_engine.ipynb #4053a509
 SIDE = np.dtype(
@@ -1285,26 +1286,10 @@ SIDE = np.dtype(
 EVENT = np.dtype([("neighbor", np.int32), ("word", np.int32)])
 
 
-@inline
-def note(side, neighbor, w, count, seen, num_seen, events, num_events):
-    "Books `count` for a neighbor of the new symbol in word w; -> (different neighbors seen, events)."
-    row = side[neighbor]
-    if row.num_words == 0:
-        seen[num_seen] = neighbor
-        num_seen += 1
-    row.change += count
-    if row.num_words == 0 or row.newest != w:  # once per word
-        row.newest = w
-        row.num_words += 1
-        events[num_events].neighbor, events[num_events].word = neighbor, w
-        num_events += 1
-    return num_seen, num_events
-
-
 @jit
-def rewrite(todo, a, b, new, words, symbols, lefts, rights):
-    "Merges a, b in the words `todo`. lefts, rights: (side, seen, events); -> how many seen and events on both."
-    num_left = num_right = left_events = right_events = 0
+def rewrite(todo, a, b, new, words, symbols, side, seen, events):
+    "Merges a, b in the words `todo`, and sums up by neighbor; -> (different neighbors seen, events)."
+    num_seen, num_events, half = 0, 0, len(side) >> 1
     words_at, symbols_at = words.ctypes.data, symbols.ctypes.data
     for k in range(len(todo)):
         if k + 8 < len(todo):  # by the time we get there, it has come
@@ -1316,70 +1301,93 @@ def rewrite(todo, a, b, new, words, symbols, lefts, rights):
         while i < end:
             symbol = symbols[i]
             if symbol == a and i + 1 < end and symbols[i + 1] == b:
-                if kept > word.start:  # symbols[kept - 1] may be `new` itself
-                    num_left, left_events = note(
-                        lefts[0], symbols[kept - 1], w, word.count, lefts[1], num_left, lefts[2], left_events
-                    )
-                if i + 2 < end:
-                    num_right, right_events = note(
-                        rights[0],
-                        symbols[i + 2],
-                        w,
-                        word.count,
-                        rights[1],
-                        num_right,
-                        rights[2],
-                        right_events,
-                    )
+                left = np.int64(symbols[kept - 1]) if kept > word.start else NONE  # may be `new` itself
+                right = half + np.int64(symbols[i + 2]) if i + 2 < end else NONE
+                for neighbor in (left, right):
+                    if neighbor != NONE:
+                        row = side[neighbor]
+                        if row.num_words == 0:
+                            seen[num_seen] = neighbor
+                            num_seen += 1
+                        row.change += word.count
+                        if row.num_words == 0 or row.newest != w:  # once per word
+                            row.newest = w
+                            row.num_words += 1
+                            events[num_events].neighbor, events[num_events].word = neighbor, w
+                            num_events += 1
                 symbol = new
                 i += 1
             symbols[kept] = symbol
             kept += 1
             i += 1
         word.length = kept - word.start
-    return num_left, left_events, num_right, right_events
-
+    return num_seen, num_events
 
 WORD_BYTES = WORD.itemsize
 
 # %% ../nbs/01a_bpe_engine.ipynb #7fec31c2
 @inline
-def place_in(lists, free, more):
-    "(where `more` entries fit, lists, what is free then): in the gap that the merged pair left, or else at the end."
-    gap, gap_end, end = free
-    if gap + more <= gap_end:
-        return gap, lists, (gap + more, gap_end, end)
-    return end, grown(lists, end, more), (gap, gap_end, end + more)
+def pair_with(symbol, neighbor, half):
+    "(left, right) of the pair of a symbol and a neighbor."
+    return (neighbor, symbol) if neighbor < half else (symbol, neighbor - half)
 
 
 @inline
-def gain(pair_slots, pairs, used, left, right, row, lists, free):
-    "A pair with the new symbol gets its count, and room for its words; -> (number of rows, lists, what is free)."
-    row.row, used = row_of(pair_slots, pairs, used, left, right)
-    pair = pairs[row.row]
-    pair.count += row.change
-    first, lists, free = place_in(lists, free, pair.num_words + row.num_words)
-    for k in range(pair.num_words):  # known before, since the symbol was: its list moves along
-        lists[first + k] = lists[pair.first + k]
-    pair.first = first
-    return used, lists, free
+def words_to_come(side, neighbor, new):
+    "Words that a pair of the new symbol will get: from both sides, if the neighbor is the same symbol."
+    half = len(side) >> 1
+    if neighbor == new or neighbor == half + new:
+        return side[new].num_words + side[half + new].num_words
+    return side[neighbor].num_words
 
 
-@inline
-def enlist(side, events, num_events, pairs, lists):
+@jit
+def find_rows(pair_slots, pairs, used, side, seen, new):
+    "Finds or makes the rows of the new symbol's pairs; -> (rows in use, how long their lists get, all together)."
+    entries = 0
+    for neighbor in seen:
+        row, (left, right) = side[neighbor], pair_with(new, neighbor, len(side) >> 1)
+        row.row, used = row_of(pair_slots, pairs, used, left, right)
+        entries += pairs[row.row].num_words + words_to_come(side, neighbor, new)
+    return used, entries
+
+
+@jit
+def gain(pairs, lists, side, seen, new, gap, gap_end, end):
+    "They get their counts, and room for their words: in the gap, or else at the end; -> where the lists end now."
+    for neighbor in seen:
+        row = side[neighbor]
+        pair = pairs[row.row]
+        pair.count += row.change
+        first, more = end, pair.num_words + words_to_come(side, neighbor, new)
+        if gap + more <= gap_end:
+            first = gap
+            gap += more
+        else:
+            end += more
+        for k in range(pair.num_words):  # known before, since the symbol was: its list moves along
+            lists[first + k] = lists[pair.first + k]
+        pair.first = first
+    return end
+
+
+@jit
+def enlist(pairs, lists, side, events):
     "Words go to the lists of their pairs."
-    for event in events[:num_events]:
+    for event in events:
         pair = pairs[side[event.neighbor].row]
         lists[pair.first + pair.num_words] = event.word
         pair.num_words += 1
 
 
-@inline
-def lose(pair_slots, pairs, left, right, row):
-    "The pair that it replaces loses as much. Its list may keep words that no longer have it."
-    i = find_pair(pair_slots, pairs, left, right)
-    pairs[pair_slots[i]].count -= row.change
-    row.change = row.num_words = 0
+@jit
+def lose(pair_slots, pairs, side, seen, a, b):
+    "The pairs that they replace lose as much. Their lists may keep words that no longer have them."
+    half = len(side) >> 1
+    for neighbor in seen:
+        row, (left, right) = side[neighbor], pair_with(a if neighbor < half else b, neighbor, half)
+        pairs[pair_slots[find_pair(pair_slots, pairs, left, right)]].count -= row.change
+        row.change = row.num_words = 0
 
 # %% ../nbs/01a_bpe_engine.ipynb #7c375e93
 ENTRY = np.dtype([("count", np.int64), ("pair", np.int64)])
@@ -1410,15 +1418,19 @@ def compare(spelling, a, b):
     return 1 if len_a > len_b else -1 if len_a < len_b else 0
 
 
+@jit
+def comes_after(spelling, pairs, p, q):
+    "Whether the bytes of pair p come after those of pair q in the alphabet."
+    order = compare(spelling, pairs[p].left, pairs[q].left)
+    if order == 0:
+        order = compare(spelling, pairs[p].right, pairs[q].right)
+    return order > 0
+
+
 @inline
 def wins(spelling, pairs, x, y):
     "Whether entry x comes before entry y."
-    if x.count != y.count:
-        return x.count > y.count
-    order = compare(spelling, pairs[x.pair].left, pairs[y.pair].left)
-    if order == 0:
-        order = compare(spelling, pairs[x.pair].right, pairs[y.pair].right)
-    return order > 0
+    return x.count > y.count or (x.count == y.count and comes_after(spelling, pairs, x.pair, y.pair))
 
 # %% ../nbs/01a_bpe_engine.ipynb #a8edf843
 @inline
@@ -1437,6 +1449,15 @@ def push(heap, size, p, spelling, pairs):
         swap(heap, i, (i - 1) >> 1)
         i = (i - 1) >> 1
     return size + 1
+
+
+@jit
+def push_common(heap, size, threshold, side, seen, spelling, pairs):
+    "The same for the pairs with these neighbors that are common enough."
+    for neighbor in seen:
+        if pairs[side[neighbor].row].count >= threshold:
+            size = push(heap, size, side[neighbor].row, spelling, pairs)
+    return size
 
 
 @jit
@@ -1523,35 +1544,23 @@ def first_names(vocab, vocab_size, first, text):
 
 # %% ../nbs/01a_bpe_engine.ipynb #9b58fe85
 @jit
-def neighbors(vocab_size):
-    "(changes by neighbor, neighbors seen, events), all empty."
-    return np.zeros(vocab_size + 1, SIDE), np.empty(vocab_size + 1, np.int64), np.empty(1 << 10, EVENT)
-
-
-@jit
-def merge_pair(p, new, words, symbols, table, lists, end, lefts, rights):
-    "Merges pair p into the symbol `new` everywhere; -> (table of pairs, lists, their end, neighbors left, right)."
+def merge_pair(p, new, words, symbols, table, lists, end, side, seen, events):
+    "Merges pair p into the symbol `new` everywhere; -> (table of pairs, lists, their end, different neighbors)."
     pair_slots, pairs, used = table
     a, b = np.int64(pairs[p].left), np.int64(pairs[p].right)
-    first, last = np.int64(pairs[p].first), np.int64(pairs[p].first + pairs[p].num_words)
-    todo, free = (
-        lists[first:last],
-        (first, last, end),
-    )  # when these words are rewritten, nobody needs their list
-    n, left_events, m, right_events = rewrite(todo, a, b, new, words, symbols, lefts, rights)
-    pair_slots, pairs = roomy(pair_slots, pairs, used, n + m)
-    for x in lefts[1][:n]:
-        used, lists, free = gain(pair_slots, pairs, used, x, new, lefts[0][x], lists, free)
-    for y in rights[1][:m]:
-        used, lists, free = gain(pair_slots, pairs, used, new, y, rights[0][y], lists, free)
-    enlist(lefts[0], lefts[2], left_events, pairs, lists)
-    enlist(rights[0], rights[2], right_events, pairs, lists)
-    for x in lefts[1][:n]:
-        lose(pair_slots, pairs, x, a, lefts[0][x])
-    for y in rights[1][:m]:
-        lose(pair_slots, pairs, b, y, rights[0][y])
+    gap, gap_end = np.int64(pairs[p].first), np.int64(pairs[p].first + pairs[p].num_words)
+    todo = lists[gap:gap_end]  # when these words are rewritten, nobody needs their list: it is a gap
+    num_seen, num_events = rewrite(todo, a, b, new, words, symbols, side, seen, events)
+    seen = seen[:num_seen]
+    pair_slots, pairs = roomy(pair_slots, pairs, used, num_seen)
+    used, entries = find_rows(pair_slots, pairs, used, side, seen, new)
+    lists = grown(lists, end, entries)
+    end = gain(pairs, lists, side, seen, new, gap, gap_end, end)
+    enlist(pairs, lists, side, events[:num_events])
+    lose(pair_slots, pairs, side, seen, a, b)
     pairs[p].count = pairs[p].num_words = 0
-    return (pair_slots, pairs, used), lists, free[2], n, m
+    return (pair_slots, pairs, used), lists, end, num_seen
+
 
 # %% ../nbs/01a_bpe_engine.ipynb #e5fa7c16
 @jit
@@ -1569,12 +1578,13 @@ def swept(pair_slots, pairs, used):
 
 # %% ../nbs/01a_bpe_engine.ipynb #b661c7ca
 @jit
-def with_events(lefts, rights, todo, words):
-    "The same with room for the events of some words: at most one a symbol."
-    room = 0
-    for w in todo:
-        room += words[w].length
-    return (lefts[0], lefts[1], grown(lefts[2], 0, room)), (rights[0], rights[1], grown(rights[2], 0, room))
+def most_events(todo, words):
+    "Events that there may be in some words: an occurrence has two symbols, and two neighbors."
+    room, words_at = 0, words.ctypes.data
+    for k in range(len(todo)):
+        prefetch(words_at + WORD_BYTES * todo[min(k + 16, len(todo) - 1)])
+        room += words[todo[k]].length
+    return room
 
 
 @jit
@@ -1585,8 +1595,10 @@ def learn(words, symbols, vocab, vocab_size, first, text):
     `first` has vocab_size + 2 entries.
     """
     prefix, names = first_names(vocab, vocab_size, first, text)
-    pair_slots, pairs, used, (lists, end) = count_pairs(words, symbols)
-    lefts, rights = neighbors(vocab_size), neighbors(vocab_size)
+    pairs, used, lists, end = count_pairs(words, symbols)
+    pair_slots = np.full(1 << 17, NONE, np.int32)  # `swept` will fill it
+    side, events = np.zeros(2 * (vocab_size + 1), SIDE), np.empty(1 << 10, EVENT)
+    seen = np.empty(len(side), np.int64)
     heap, size, threshold = np.empty(1 << 10, ENTRY), 0, 0
     merges, done = np.empty((1 << 10, 2), np.int32), 0
     while vocab < vocab_size:
@@ -1609,15 +1621,14 @@ def learn(words, symbols, vocab, vocab_size, first, text):
             merges = np.concatenate((merges, np.empty_like(merges)))
         merges[done, 0], merges[done, 1] = a, b
         done += 1
-        lefts, rights = with_events(lefts, rights, lists[pairs[p].first :][: pairs[p].num_words], words)
-        table = (pair_slots, pairs, used)
-        table, lists, end, n, m = merge_pair(p, new, words, symbols, table, lists, end, lefts, rights)
+        todo = lists[pairs[p].first :][: pairs[p].num_words]
+        events, table = grown(events, 0, most_events(todo, words)), (pair_slots, pairs, used)
+        table, lists, end, num_seen = merge_pair(
+            p, new, words, symbols, table, lists, end, side, seen, events
+        )
         pair_slots, pairs, used = table
-        heap = grown(heap, size, n + m)
-        for side, seen in ((lefts[0], lefts[1][:n]), (rights[0], rights[1][:m])):
-            for neighbor in seen:
-                if pairs[side[neighbor].row].count >= threshold:
-                    size = push(heap, size, side[neighbor].row, (prefix, first, text), pairs)
+        heap, spelling = grown(heap, size, num_seen), (prefix, first, text)
+        size = push_common(heap, size, threshold, side, seen[:num_seen], spelling, pairs)
     return vocab, first, text, merges[:done]
 
 # %% ../nbs/01a_bpe_engine.ipynb #6d4568c1
