@@ -1278,7 +1278,6 @@ def first_lists(words, symbols, pairs):
                 pair.num_words += 1
     return lists, end
 
-
 # %% ../nbs/01a_bpe_engine.ipynb #4053a509
 SIDE = np.dtype(
     [("change", np.int64), ("num_words", np.int64), ("newest", np.int64), ("row", np.int64)]
@@ -1322,6 +1321,7 @@ def rewrite(todo, a, b, new, words, symbols, side, seen, events):
             i += 1
         word.length = kept - word.start
     return num_seen, num_events
+
 
 WORD_BYTES = WORD.itemsize
 
@@ -1560,7 +1560,6 @@ def merge_pair(p, new, words, symbols, table, lists, end, side, seen, events):
     lose(pair_slots, pairs, side, seen, a, b)
     pairs[p].count = pairs[p].num_words = 0
     return (pair_slots, pairs, used), lists, end, num_seen
-
 
 # %% ../nbs/01a_bpe_engine.ipynb #e5fa7c16
 @jit

@@ -564,7 +564,7 @@ def _count_compiled(fast, path, special_tokens, num_threads, progress, pattern):
         if bad >= 0:
             read_range(path, span)  # raises, and says where
 
-    spans = file_ranges(path, special_tokens, _PIECE // 4)  # small: every thread has a buffer
+    spans = file_ranges(path, special_tokens, _PIECE // 2)  # small: every thread has a buffer
     with _bytes_bar(progress, size, "counting words") as bar:
         _each_span(count, spans, num_threads, bar)
     return crew.total()
