@@ -24,10 +24,10 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
            'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell',
            'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'encode_segment', 'has_room_for', 'encode_text',
-           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'enter_all', 'hear', 'collect_news', 'share',
-           'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job',
-           'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table',
-           'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all', 'hear',
+           'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
+           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
+           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -891,8 +891,8 @@ class Memory:
 
     def make_tables(self, num_slots: int, num_longs: int, arena_size: int) -> None:
         "Empty tables; sizes are powers of two."
-        slots, longs = zeros(num_slots, SLOT), np.zeros(num_longs, LONG)
-        arena = np.zeros(arena_size + PAD, np.uint8)  # all three or, if memory is short, none
+        slots, longs = zeros(num_slots, SLOT), zeros(num_longs, LONG)
+        arena = zeros(arena_size + PAD, np.dtype(np.uint8))  # all three or, if memory is short, none
         for name, array in (("slots", slots), ("longs", longs), ("arena", arena)):
             self.own(name, array)
         self.sizes = num_slots, num_longs, arena_size
@@ -2044,12 +2044,19 @@ def leave_gap(text, length, value, new, out, state):
 
 @inline
 def tell(word, state):
-    "Copies the slot of a new word for other threads. What is not all in it, or finds no room, they must merge, too."
-    if state.told < state.num_news and word.length <= SHORT and word.count <= state.inline:
-        slot, row = word.value - VALUE_AT, state.news + SLOT_BYTES * state.told
-        copy16(row, slot)
-        copy16(row + VALUE_AT, slot + VALUE_AT)
+    "Copies what is known of a new word for other threads. If its ids are elsewhere, or no room is left, they must merge it, too."
+    row = state.news + SLOT_BYTES * state.told
+    if word.count > state.inline or state.told + 2 > state.num_news:
+        return
+    copy16(row + VALUE_AT, word.value)
+    if word.length <= SHORT:
+        copy16(row, word.value - VALUE_AT)
         state.told += 1
+    else:  # hash and length in place of a key, and the letters in a row of their own: there are FEW
+        copy16(row, word.value - LONG_VALUE_AT)
+        copy16(row + SLOT_BYTES, word.text)
+        copy16(row + SLOT_BYTES + 16, word.text + 16)
+        state.told += 2
 
 
 @jit
@@ -2340,7 +2347,15 @@ class Crew:
         return first
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
-MOST_NEWS = 1 << 13  # words written down in a piece of text; two megabytes have seldom more new ones
+MOST_NEWS = 1 << 13  # rows to write down a piece's words in; two megabytes have seldom more new ones
+
+
+@inline
+def home_of_news(word, state):
+    "Address of the slot where the search for a word begins that another thread has told."
+    if word.high >> np.uint64(56):  # the length of a short word
+        return state.slots + SLOT_BYTES * home_of(word.low, word.high, state.shift)
+    return state.longs + LONG_BYTES * home_of_long(word.low, state.num_longs)
 
 
 @jit
@@ -2348,17 +2363,22 @@ def enter_all(address, news, first, num_news):
     "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
     state, words = state_at(address), carray(pointer(news), num_news, SLOT)
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    for w in range(first, num_news + 8):
-        if w < num_news:  # slots are asked for 8 words ahead
-            prefetch(state.slots + SLOT_BYTES * home_of(words[w].low, words[w].high, state.shift))
-        if w >= first + 8:
-            if not has_room(state):
-                return w - 8
-            word = words[w - 8]
+    w = first
+    while w < num_news and has_room(state) and state.arena_used + SLOT_BYTES <= state.arena_size:
+        prefetch(home_of_news(words[min(w + 8, num_news - 1)], state))  # by the time we get there, it has come
+        word = words[w]
+        w += 1
+        if word.high >> np.uint64(56):
             k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)
             if slots[k].high == 0:
                 add_short(slots, k, word.low, word.high, word.value, word.more, state)
-    return num_news
+        else:
+            letters, length = news + SLOT_BYTES * w, np.int64(word.high)
+            w += 1
+            k = find_long(state, letters, length, word.low)
+            if carray(pointer(state.longs), state.num_longs, LONG)[k].hash == 0:
+                add_long(letters, length, word.low, word.value, word.more, state)
+    return w
 
 
 def hear(self: Coder) -> None:
@@ -2372,7 +2392,7 @@ def hear(self: Coder) -> None:
         while done < len(news) and 2 * len(self) < self.LIMIT:
             done = enter_all(self.address, news.ctypes.data, done, len(news))
             if done < len(news):
-                self.reserve(BATCH + len(news), BATCH, 0)
+                self.reserve(BATCH + len(news), BATCH + len(news), SLOT_BYTES * len(news))
 
 
 def collect_news(self: Coder) -> np.ndarray:

@@ -263,13 +263,20 @@ def test_files_and_streams(learned, path, text, tmp_path, monkeypatch):
 
 def test_bad_file_is_refused_and_nothing_is_written(learned, text, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_SCRATCH_ENGINE", "fast")
-    bad = tmp_path / "bad.txt"
-    bad.write_bytes(text.encode()[:300_000] + b"ab \xff cd")
+    bad, one, good = tmp_path / "bad.txt", tokenizer.Tokenizer(*learned, [END]), text.encode()
+    bad.write_bytes(good[:300_000] + b"ab \xff cd" + good[:200_000] + b" \xff")
     with pytest.raises(ValueError, match="byte offset 300,003"):
-        tokenizer.Tokenizer(*learned, [END]).encode_file(bad, tmp_path / "ids.npy", progress=False)
+        one.encode_file(bad, tmp_path / "ids.npy", progress=False)
     with pytest.raises(ValueError, match="byte offset 300,003"):
         tokenizer.train_bpe(bad, 300)
+    monkeypatch.setattr(tokenizer, "_PIECE", 20_000)
+    for threads in (1, 2, 30):  # 30: all spans are under way at once, and two of them fail
+        with pytest.raises(ValueError, match="byte offset 300,003"):
+            one.encode_to_array(bad, threads, progress=False)
+        with pytest.raises(ValueError, match="byte offset 300,003"):
+            tokenizer.train_bpe(bad, 300, num_processes=threads)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.txt"]
+    assert one.decode(one.encode(text)) == text  # it is none the worse for that
 
 
 def test_threads_share_a_tokenizer(learned, text, monkeypatch):
@@ -384,7 +391,7 @@ def test_coders_tell_each_other(first_id, learned, monkeypatch):
     told = {
         word
         for word in words
-        if len(word) <= 15 and len(judge.encode(word.encode())) <= judge.state["inline"][0]
+        if len(word) <= engine.FEW and len(judge.encode(word.encode())) <= judge.state["inline"][0]
     }
     for limit, most in ((engine.Coder.LIMIT, 5000), (engine.Coder.LIMIT, 3), (1 << 13, 5000), (1 << 12, 40)):
         monkeypatch.setattr(engine.Coder, "LIMIT", limit)
@@ -505,7 +512,8 @@ def guarded(size):
 
 keep = []
 merges = np.array([[97, 98, 256], [256, 256, 257]])
-pieces = [b"a1" * 40, b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30]
+pieces = [b"a1" * 40, b"abab ab's", "\\u3000é中😀".encode(), b"x" * 40, b" ", b"'", b"\\xf0\\x9f", b"12!? ", b"ab" * 30,
+          b" " + b"abcdefghij" * 2, b"b" * 29]
 def texts():
     for n in [*range(0, 200), *range(200, 900, 7)]:
         yield b"".join(pieces[(n + k) % len(pieces)] for k in range(90))[:n] if n % 3 else (b"a1" * n)[:n]
@@ -536,7 +544,12 @@ for data in texts():
     told, other = int(coder.state["told"][0]), engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     news = guarded(told * engine.SLOT_BYTES)
     ctypes.memmove(news, int(coder.state["news"][0]), told * engine.SLOT_BYTES)
-    assert engine.enter_all(other.address, news, 0, told) == told and len(other) == told
+    rows = np.frombuffer(ctypes.string_at(news, told * engine.SLOT_BYTES), engine.SLOT)
+    words = row = 0
+    while row < told:  # a long word takes two rows
+        words, row = words + 1, row + 1 + (rows["high"][row] < 1 << 56)
+    other.reserve(words, words, told * engine.SLOT_BYTES)
+    assert engine.enter_all(other.address, news, 0, told) == told and len(other) == words
     assert other.encode(data) == got
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
