@@ -22,10 +22,10 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of',
            'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word',
            'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
-           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell',
-           'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'encode_segment', 'has_room_for', 'encode_text',
-           'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all', 'hear',
-           'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
+           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell_long',
+           'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'encode_segment', 'has_room_for',
+           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all',
+           'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
            'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
            'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
@@ -2042,21 +2042,27 @@ def leave_gap(text, length, value, new, out, state):
     return out
 
 
+@jit
+def tell_long(word, state):
+    "The same for a long word: hash and length in place of a key, and the letters in a row of their own: there are FEW."
+    row = state.news + SLOT_BYTES * state.told
+    copy16(row, word.value - LONG_VALUE_AT)
+    copy16(row + VALUE_AT, word.value)
+    copy16(row + SLOT_BYTES, word.text)
+    copy16(row + SLOT_BYTES + 16, word.text + 16)
+    state.told += 2
+
+
 @inline
 def tell(word, state):
-    "Copies what is known of a new word for other threads. If its ids are elsewhere, or no room is left, they must merge it, too."
-    row = state.news + SLOT_BYTES * state.told
-    if word.count > state.inline or state.told + 2 > state.num_news:
-        return
-    copy16(row + VALUE_AT, word.value)
-    if word.length <= SHORT:
-        copy16(row, word.value - VALUE_AT)
+    "Copies the slot of a new word for other threads. If its ids are elsewhere, or no room is left, they must merge it, too."
+    if state.told + 1 < state.num_news and word.count <= state.inline:
+        if word.length > SHORT:
+            return tell_long(word, state)
+        slot, row = word.value - VALUE_AT, state.news + SLOT_BYTES * state.told
+        copy16(row, slot)
+        copy16(row + VALUE_AT, slot + VALUE_AT)
         state.told += 1
-    else:  # hash and length in place of a key, and the letters in a row of their own: there are FEW
-        copy16(row, word.value - LONG_VALUE_AT)
-        copy16(row + SLOT_BYTES, word.text)
-        copy16(row + SLOT_BYTES + 16, word.text + 16)
-        state.told += 2
 
 
 @jit
@@ -2365,7 +2371,9 @@ def enter_all(address, news, first, num_news):
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
     w = first
     while w < num_news and has_room(state) and state.arena_used + SLOT_BYTES <= state.arena_size:
-        prefetch(home_of_news(words[min(w + 8, num_news - 1)], state))  # by the time we get there, it has come
+        prefetch(
+            home_of_news(words[min(w + 8, num_news - 1)], state)
+        )  # by the time we get there, it has come
         word = words[w]
         w += 1
         if word.high >> np.uint64(56):
