@@ -2044,7 +2044,7 @@ def leave_gap(text, length, value, new, out, state):
 
 @jit
 def tell_long(word, state):
-    "The same for a long word: hash and length in place of a key, and the letters in a row of their own: there are FEW."
+    "Copies a long word: hash and length in place of a key, and its letters, which are FEW, in a row of their own."
     row = state.news + SLOT_BYTES * state.told
     copy16(row, word.value - LONG_VALUE_AT)
     copy16(row + VALUE_AT, word.value)
@@ -2371,10 +2371,8 @@ def enter_all(address, news, first, num_news):
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
     w = first
     while w < num_news and has_room(state) and state.arena_used + SLOT_BYTES <= state.arena_size:
-        prefetch(
-            home_of_news(words[min(w + 8, num_news - 1)], state)
-        )  # by the time we get there, it has come
-        word = words[w]
+        word, ahead = words[w], words[min(w + 8, num_news - 1)]
+        prefetch(home_of_news(ahead, state))  # by the time we get there, it has come
         w += 1
         if word.high >> np.uint64(56):
             k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)

@@ -890,11 +890,9 @@ class _Spare:
             array = self.free.get_nowait()
         except queue.Empty:
             array = ()
-        if len(array) >= num_ids:
-            return array
-        return np.empty(
-            num_ids + num_ids // 8, self.dtype
-        )  # spans differ a little: the next one shall fit, too
+        if len(array) < num_ids:  # spans differ a little: a new array shall fit the next one, too
+            array = np.empty(num_ids + num_ids // 8, self.dtype)
+        return array
 
     def give_back(self, ids: np.ndarray) -> None:
         "The ids that were written to an array."
