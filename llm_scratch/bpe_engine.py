@@ -13,21 +13,22 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks', 'block_begins',
            'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4',
            'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys',
-           'add_short', 'add_long', 'copy_bytes', 'absorb', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read',
-           'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
-           'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count',
-           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'rewrite',
-           'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'comes_after',
-           'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names',
-           'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of',
-           'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word',
-           'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
-           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'tell_long',
-           'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'encode_segment', 'has_room_for',
-           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all',
-           'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
-           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
-           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'fetch_letters', 'add_short', 'add_long', 'copy_bytes', 'absorb_short', 'absorb_long', 'move_long', 'zeros',
+           'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known',
+           'count_elsewhere', 'has_room', 'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at',
+           'pass_over', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy',
+           'count_pairs', 'first_lists', 'rewrite', 'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose',
+           'prefix_of', 'compare', 'comes_after', 'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest',
+           'find_token', 'spell', 'first_names', 'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of',
+           'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink',
+           'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together',
+           'put_ids', 'write_ids', 'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere',
+           'leave_gap', 'rows_for', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids',
+           'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array',
+           'Crew', 'home_of_news', 'enter_all', 'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all',
+           'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize',
+           'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark',
+           'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -65,7 +66,7 @@ from .data import END, corpus, progress_bar, replacing
 PAD = 64  # readable bytes that must follow every text: a block may reach so far behind the last byte
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BLOCK, _PAIR, _NUMBERS = ir.VectorType(_I8, 64), ir.VectorType(_I64, 2), ir.VectorType(_I32, 32)
+_BLOCK, _PAIR, _NUMBERS = ir.VectorType(_I8, 64), ir.VectorType(_I64, 2), ir.VectorType(_I32, 64)
 
 
 def _pointer(builder, address, kind):
@@ -184,10 +185,10 @@ def _known_to_llvm(builder, name, result, *arguments):
 
 @intrinsic
 def least32(typing, address):
-    "The smallest of 32 numbers of 4 bytes at an address."
+    "The smallest of 64 numbers of 4 bytes at an address."
 
     def build(context, builder, signature, args):
-        least = _known_to_llvm(builder, "llvm.vector.reduce.umin.v32i32", _I32, _NUMBERS)
+        least = _known_to_llvm(builder, "llvm.vector.reduce.umin.v64i32", _I32, _NUMBERS)
         return builder.zext(builder.call(least, [_loaded(builder, args[0], _NUMBERS)]), _I64)
 
     return types.int64(types.int64), build
@@ -347,12 +348,13 @@ _GPT4 = "gap break_ tail inline_white single digits"  # carries of GPT-4's patte
 _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - log2 of the number of slots
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _PROGRESS = "segment byte begun written"  # where to go on when tables have been made larger
-_TABLES = "text out masks starts keys homes slots num_slots used longs num_longs long_used arena arena_size arena_used"
+_BATCH = "text out masks starts keys homes distant num_distant"
+_TABLES = "slots num_slots used longs num_longs long_used arena arena_size arena_used"
 _CODER = "width inline byte_ids ids ids_size ids_used symbols order left right heap new waiting lanes news num_news told"
 _RANKS = "byte_ranks pairs num_pairs shifts num_shifts merged num_merges"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
-    f"bad {_PATTERN} {_PROGRESS} {_TABLES} {_CODER} {_RANKS}".split(),
+    f"bad {_PATTERN} {_PROGRESS} {_BATCH} {_TABLES} {_CODER} {_RANKS}".split(),
 )  # bad: byte not UTF-8
 STATE = np.dtype([(name, np.uint64) for name in _UNSIGNED] + [(name, np.int64) for name in _SIGNED])
 
@@ -775,10 +777,11 @@ def key_masks() -> np.ndarray:
 def make_keys(text, words, state):
     """Keys of words 0 ... words - 1 and addresses of their home slots, which are asked for.
 
-    Word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start.
+    Word j is text[starts[j] : starts[j + 1]]. Reads up to 15 bytes behind a word's start. `distant` gets the homes of
+    long words.
     """
     starts, keys, homes, slots, shift = state.starts, state.keys, state.homes, state.slots, state.shift
-    longs, num_longs = state.longs, state.num_longs
+    longs, num_longs, distant, num_distant = state.longs, state.num_longs, state.distant, 0
     start, masks = np.int64(load64(starts)), state.masks
     for j in range(words):
         key = keys + KEY_BYTES * j
@@ -792,9 +795,23 @@ def make_keys(text, words, state):
             store64(key, h)
             store64(key + 8, ZERO)
             home = longs + LONG_BYTES * home_of_long(h, num_longs)
+            store64(distant + 8 * num_distant, np.uint64(home))
+            num_distant += 1
+            prefetch(home + LONG_BYTES - 1)  # the next line, if it reaches there
         store64(homes + 8 * j, np.uint64(home))
         prefetch(home)
         start = stop
+    state.num_distant = num_distant
+
+
+@jit
+def fetch_letters(state):
+    "Asks for the bytes of a batch's long words, which are where their slots say, mostly those at home."
+    for k in range(state.num_distant):
+        slot = carray(pointer(np.int64(load64(state.distant + 8 * k))), 1, LONG)[0]
+        if slot.hash != 0:
+            prefetch(state.arena + slot.at)
+            prefetch(state.arena + slot.at + slot.length)  # most reach into the next line
 
 # %% ../nbs/01a_bpe_engine.ipynb #492e5165
 @inline
@@ -829,8 +846,8 @@ def copy_bytes(target, source, length):
 
 
 @jit
-def absorb(address, other_address):
-    "Adds everything in another state's tables to this one's, which have room."
+def absorb_short(address, other_address):
+    "Adds all short words of another state to this one's, which has room."
     state, other = state_at(address), state_at(other_address)
     slots = carray(pointer(state.slots), state.num_slots, SLOT)
     other_slots = carray(pointer(other.slots), other.num_slots, SLOT)
@@ -841,9 +858,28 @@ def absorb(address, other_address):
         if theirs.high != 0:
             i = find(slots, home_of(theirs.low, theirs.high, state.shift), theirs.low, theirs.high)
             add_short(slots, i, theirs.low, theirs.high, theirs.value, theirs.more, state)
+
+
+@jit
+def absorb_long(address, other_address):
+    "Adds all long words of another state to this one's, which has room."
+    state, other = state_at(address), state_at(other_address)
     for theirs in carray(pointer(other.longs), other.num_longs, LONG):
         if theirs.hash != 0:
             add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
+
+
+@jit
+def move_long(address, other_address):
+    "Moves slots of long words to a table that is empty. They are all different, so nobody looks at their letters."
+    state, other = state_at(address), state_at(other_address)
+    longs = carray(pointer(state.longs), state.num_longs, LONG)
+    for slot in carray(pointer(other.longs), other.num_longs, LONG):
+        if slot.hash != 0:
+            i = home_of_long(slot.hash, len(longs))
+            while longs[i].hash != 0:
+                i = (i + 1) & (len(longs) - 1)
+            longs[i] = slot
 
 # %% ../nbs/01a_bpe_engine.ipynb #e8c4619e
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
@@ -881,6 +917,7 @@ class Memory:
         self.own("starts", np.zeros(BATCH + 2, np.int64))
         self.own("keys", np.zeros(BATCH, KEY))
         self.own("homes", np.zeros(BATCH, np.int64))
+        self.own("distant", np.zeros(BATCH, np.int64))
         self.make_tables(*sizes)
         self.make_buffer(1 << 12)
 
@@ -889,16 +926,32 @@ class Memory:
         setattr(self, name, array)
         self.state[name] = array.ctypes.data
 
-    def make_tables(self, num_slots: int, num_longs: int, arena_size: int) -> None:
-        "Empty tables; sizes are powers of two."
-        slots, longs = zeros(num_slots, SLOT), zeros(num_longs, LONG)
-        arena = zeros(arena_size + PAD, np.dtype(np.uint8))  # all three or, if memory is short, none
-        for name, array in (("slots", slots), ("longs", longs), ("arena", arena)):
-            self.own(name, array)
-        self.sizes = num_slots, num_longs, arena_size
-        self.state["num_slots"], self.state["num_longs"], self.state["arena_size"] = self.sizes
+    def make_slots(self, num_slots: int) -> None:
+        "An empty table of short words; sizes are powers of two."
+        self.own("slots", zeros(num_slots, SLOT))
+        self.state["num_slots"], self.state["used"] = num_slots, 0
         self.state["shift"] = 65 - num_slots.bit_length()  # keeps as many top bits as slots have numbers
-        self.state["used"] = self.state["long_used"] = self.state["arena_used"] = 0
+
+    def make_longs(self, num_longs: int) -> None:
+        "The same for long words."
+        self.own("longs", zeros(num_longs, LONG))
+        self.state["num_longs"] = num_longs
+
+    def make_arena(self, arena_size: int) -> None:
+        "Room for the bytes of those."
+        self.own("arena", zeros(arena_size + PAD, np.dtype(np.uint8)))
+        self.state["arena_size"] = arena_size
+
+    def make_tables(self, num_slots: int, num_longs: int, arena_size: int) -> None:
+        "Empty tables."
+        self.make_slots(num_slots)
+        self.make_longs(num_longs)
+        self.make_arena(arena_size)
+        self.state["long_used"] = self.state["arena_used"] = 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:  # slots, slots of long words, bytes for those
+        return tuple(int(self.state[name][0]) for name in ("num_slots", "num_longs", "arena_size"))
 
     def make_buffer(self, size: int) -> None:
         "Room for a text of `size` bytes."
@@ -927,11 +980,19 @@ def wanted_sizes(self: Memory, words: int, long_words: int, long_bytes: int) -> 
 def reserve(self: Memory, words: int, long_words: int, long_bytes: int) -> None:
     "Makes sure that so many more fit, moving what is there to larger tables."
     wanted = self.wanted_sizes(words, long_words, long_bytes)
-    if wanted != self.sizes:
-        old_state, old_arrays = self.state.copy(), (self.slots, self.longs, self.arena)
-        self.make_tables(*wanted)
-        absorb(self.address, old_state.ctypes.data)
-        del old_arrays  # alive until here: the old state points to them
+    num_slots, num_longs, arena_size = self.sizes
+    old_state, old_arrays = self.state.copy(), (self.slots, self.longs, self.arena)
+    if wanted[0] > num_slots:
+        self.make_slots(wanted[0])
+        absorb_short(self.address, old_state.ctypes.data)
+    if wanted[1] > num_longs:
+        self.make_longs(wanted[1])
+        move_long(self.address, old_state.ctypes.data)
+    if wanted[2] > arena_size:
+        used = int(self.state["arena_used"][0])
+        self.make_arena(wanted[2])
+        self.arena[:used] = old_arrays[2][:used]
+    del old_arrays  # alive until here: the old state points to them
 
 
 def read(self: Memory, data: bytes | int, file=None) -> int:
@@ -962,6 +1023,7 @@ def next_batch(text, i, n, filled, state):
         store64(state.starts + 8 * filled, np.uint64(n))
         words = filled
     make_keys(text, words, state)
+    fetch_letters(state)
     return i, words
 
 
@@ -1169,10 +1231,8 @@ def listed(
 ) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,)
     "The counted words and their bytes."
     short_bytes = int((self.slots["high"] >> np.uint64(56)).sum())
-    words, symbols = (
-        np.zeros(len(self), WORD),
-        np.zeros(short_bytes + int(self.longs["length"].sum()), dtype),
-    )
+    words = zeros(len(self), WORD)
+    symbols = zeros(short_bytes + int(self.longs["length"].sum()), np.dtype(dtype))
     list_words(self.address, words, symbols, np.zeros(16, np.uint8))
     return words, symbols
 
@@ -1293,7 +1353,9 @@ def rewrite(todo, a, b, new, words, symbols, side, seen, events):
     for k in range(len(todo)):
         if k + 8 < len(todo):  # by the time we get there, it has come
             prefetch(words_at + WORD_BYTES * todo[min(k + 16, len(todo) - 1)])
-            prefetch(symbols_at + symbols.itemsize * words[todo[k + 8]].start)
+            ahead = words[todo[k + 8]]
+            prefetch(symbols_at + symbols.itemsize * ahead.start)
+            prefetch(symbols_at + symbols.itemsize * (ahead.start + ahead.length))
         w = todo[k]
         word = words[w]
         i, kept, end = word.start, word.start, word.start + word.length
@@ -1820,54 +1882,54 @@ def merge_word(text, n, state):
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c02
 LANES = 8  # words that are merged at the same time
-FEW = 30  # bytes of the longest of them: 32 places, with a mark at either end
+FEW = 62  # bytes of the longest of them: as many places as a mask has bits, with a mark at either end
 ENOUGH = 16  # new words for which it is worth to stop
 FAR = 1 << 13  # bytes of ids behind the first of them after which to stop anyway: they are still close
 OVER = np.uint32(0xFFFFFFFF)  # an order behind all others
 
-PLACES = 32 + AT_ONCE  # as a word is laid out in eights, the last of them may reach behind place 31
+PLACES = 64 + AT_ONCE  # as a word is laid out in eights, the last of them may reach behind place 63
 LANE = np.dtype(
     [("order", np.uint32, PLACES), ("symbols", np.uint32, PLACES), ("live", np.uint64), ("word", np.int64)]
 )
 NEW = np.dtype(
     [(name, np.int64) for name in ("out", "text", "length", "value", "like", "count")]
-    + [("ids", np.uint32, 32)]
+    + [("ids", np.uint32, 64)]
 )
 
 
 @inline
 def begin_word(lane, text, n, byte_ranks, byte_ids):
-    "Lays a word of n bytes out at places 1 ... n, between two marks. order[i] is 32 * (rank of i and the next) + i."
+    "Lays a word of n bytes out at places 1 ... n, between two marks. order[i] is 64 * (rank of i and the next) + i."
     order, symbols = lane.order, lane.symbols
-    for i in range(32):
+    for i in range(64):
         order[i] = OVER
     byte = load8(text)
     for first in range(1, n + 1, AT_ONCE):  # again, a loop whose turns are hard to guess takes longer strides
         for i in range(first, first + AT_ONCE):
             after = load8(text + i)
             symbols[i] = byte_ids[byte]
-            order[i] = byte_ranks[byte << 8 | after] << 5 | i
+            order[i] = byte_ranks[byte << 8 | after] << 6 | i
             byte = after
     for i in range(n, n + AT_ONCE):  # what was too much
         order[i] = OVER
     symbols[0] = symbols[n + 1] = NO_ID
-    lane.live = (ONE << np.uint64(n + 2)) - ONE
+    lane.live = ALL >> np.uint64(62 - n)  # n + 2 bits
 
 
 @inline
 def merge_best(lane, best, pairs, shifts, merged):
     "Merges the pair whose order is the smallest; ranks of the two new pairs take the place of the old ones."
-    order, symbols, i = lane.order, lane.symbols, np.uint64(best & 31)
+    order, symbols, i = lane.order, lane.symbols, np.uint64(best & 63)
     behind = lane.live & ~((np.uint64(2) << i) - ONE)
     j = np.uint64(trailing_zeros(behind))  # merged with i, and gone
     after = np.uint64(trailing_zeros(behind & (behind - ONE)))
     before = np.uint64(63 - leading_zeros(lane.live & ((ONE << i) - ONE)))
-    symbol = merged[np.uint64(best >> 5)]
+    symbol = merged[np.uint64(best >> 6)]
     symbols[i] = symbol
     lane.live &= ~(ONE << j)
     order[j] = OVER
-    order[i] = np.uint64(rank_of(pairs, shifts, symbol, symbols[after]) << 5) | i
-    order[before] = np.uint64(rank_of(pairs, shifts, symbols[before], symbol) << 5) | before
+    order[i] = np.uint64(rank_of(pairs, shifts, symbol, symbols[after]) << 6) | i
+    order[before] = np.uint64(rank_of(pairs, shifts, symbols[before], symbol) << 6) | before
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c03
 @inline
@@ -1891,7 +1953,7 @@ def finish_word(lane, word):
     word.count = count_ones(live)
     while live:  # most words become four ids at most
         for k in range(n, n + 4):
-            word.ids[k] = lane.symbols[trailing_zeros(live) & 31]  # & 31: none is left
+            word.ids[k] = lane.symbols[trailing_zeros(live) & 63]  # & 63: none is left
             live &= live - ONE
         n += 4
 
@@ -1912,7 +1974,7 @@ def merge_together(state):
         for l in range(LANES):
             lane = lanes[l]
             best = least32(state.lanes + l * LANE_BYTES)
-            if lane.word >= 0 and best < NEVER << 5:
+            if lane.word >= 0 and best < NEVER << 6:
                 merge_best(lane, best, pairs, shifts, merged)
             elif lane.word >= 0:
                 finish_word(lane, new[lane.word])
@@ -2023,6 +2085,7 @@ def emit_elsewhere(text, j, out, state):
     if new and length > FEW:
         n = merge_word(text, length, state)
         remember(value, carray(pointer(state.symbols), n, np.int64), n, state)
+        tell(text, length, value, state)
     elif new or load16(value + COUNT_AT) == WAITS:
         return leave_gap(text, length, value, new, out, state)
     return emit(out, value, state.ids, state.width, state.inline)
@@ -2042,27 +2105,27 @@ def leave_gap(text, length, value, new, out, state):
     return out
 
 
-@jit
-def tell_long(word, state):
-    "Copies a long word: hash and length in place of a key, and its letters, which are FEW, in a row of their own."
-    row = state.news + SLOT_BYTES * state.told
-    copy16(row, word.value - LONG_VALUE_AT)
-    copy16(row + VALUE_AT, word.value)
-    copy16(row + SLOT_BYTES, word.text)
-    copy16(row + SLOT_BYTES + 16, word.text + 16)
-    state.told += 2
-
-
 @inline
-def tell(word, state):
-    "Copies the slot of a new word for other threads. If its ids are elsewhere, or no room is left, they must merge it, too."
-    if state.told + 1 < state.num_news and word.count <= state.inline:
-        if word.length > SHORT:
-            return tell_long(word, state)
-        slot, row = word.value - VALUE_AT, state.news + SLOT_BYTES * state.told
-        copy16(row, slot)
-        copy16(row + VALUE_AT, slot + VALUE_AT)
-        state.told += 1
+def rows_for(num_bytes):
+    "Rows of news that so many bytes take."
+    return (num_bytes + SLOT_BYTES - 1) // SLOT_BYTES
+
+
+@jit
+def tell(text, length, value, state):
+    "Copies a new word for other threads: its slot; its letters, if the key has not got them; its ids, if the value has not."
+    n = load16(value + COUNT_AT)
+    letters = length if length > SHORT else 0
+    ids = n << state.width if n > state.inline else 0
+    behind = 1 + rows_for(letters)
+    if state.told + behind + rows_for(ids) <= state.num_news:  # or they must merge it, too
+        row = state.news + SLOT_BYTES * state.told
+        copy16(row, value - (LONG_VALUE_AT if letters else VALUE_AT))
+        copy16(row + VALUE_AT, value)
+        copy_bytes(row + SLOT_BYTES, text, letters)
+        if ids:
+            copy_bytes(row + SLOT_BYTES * behind, state.ids + (np.int64(load64(value)) << state.width), ids)
+        state.told += behind + rows_for(ids)
 
 
 @jit
@@ -2073,9 +2136,12 @@ def fill_gaps(out, state):
     for w in range(state.waiting):
         if new[w].like < 0:
             remember(new[w].value, new[w].ids, new[w].count, state)
-            tell(new[w], state)
+            tell(new[w].text, new[w].length, new[w].value, state)
         else:
-            new[w].count, new[w].ids[:] = new[new[w].like].count, new[new[w].like].ids
+            like = new[new[w].like]
+            new[w].count = like.count
+            for k in range(like.count):
+                new[w].ids[k] = like.ids[k]
         added += new[w].count << state.width
     behind, end = out, out + added
     for w in range(state.waiting - 1, -1, -1):
@@ -2115,6 +2181,15 @@ def remember_all(address, text, starts, ids):
             remember(value, symbols, 1, state)
 
 # %% ../nbs/01a_bpe_engine.ipynb #2c936e4d
+@inline
+def fetch_ids(state):
+    "Asks for the ids of a batch's long words that are at home, where those are too many for a slot."
+    for k in range(state.num_distant):
+        value = np.int64(load64(state.distant + 8 * k)) + LONG_VALUE_AT
+        if load16(value + COUNT_AT) > state.inline:
+            prefetch(state.ids + (np.int64(load64(value)) << state.width))
+
+
 @jit
 def encode_segment(text, n, out, state):
     """Writes the ids of n bytes of text, from state.byte on, at address `out`; -> the address behind them.
@@ -2127,6 +2202,7 @@ def encode_segment(text, n, out, state):
         begin_text(state)
     while i < n and has_room(state):
         i, words = next_batch(text, i, n, filled, state)
+        fetch_ids(state)
         j, out = emit_known(0, words, keys, homes, out, ids, width, inline_ids)
         while j < words:
             out = emit_elsewhere(text, j, out, state)
@@ -2184,7 +2260,7 @@ def encode_segments(address, segments, n, go_on):
 class Coder(Memory):
     "Encodes texts with one vocabulary, and remembers words. One thread at a time."
 
-    LIMIT = 1 << 20  # most slots; a cache that would need more is emptied
+    LIMIT = 1 << 21  # most slots, or what is worth as much; a cache that would need more is emptied
 
     def __init__(
         self,
@@ -2235,7 +2311,7 @@ class Coder(Memory):
             remember_all(self.address, text.ctypes.data, starts, ids)
 
     def make_ids(self, size: int) -> None:
-        self.own("ids", np.zeros(size + PAD, self.dtype))
+        self.own("ids", zeros(size + PAD, self.dtype))
         self.state["ids_size"], self.state["ids_used"] = size, 0
 
     @staticmethod
@@ -2258,6 +2334,13 @@ class Coder(Memory):
             self.state[name] = 0
         self.remember_whole()
 
+    def slots_worth(self, *sizes: int) -> int:  # slots, slots of long words, bytes and ids in their arenas
+        "The largest of four sizes, in slots. Not given: of what is in use."
+        sizes = sizes or [
+            int(self.state[name][0]) for name in ("used", "long_used", "arena_used", "ids_used")
+        ]
+        return max(sizes[0], 2 * sizes[1], sizes[2] // 16, sizes[3] // 16)
+
     def reserve(self, words: int, long_words: int, long_bytes: int) -> None:
         "Makes room for that, and for as many ids as bytes. Forgets when tables would be too large, or memory is short."
         used, size = int(self.state["ids_used"][0]), len(self.ids) - PAD
@@ -2265,7 +2348,7 @@ class Coder(Memory):
         while used + long_bytes > size:
             size *= 2
         can_forget = len(self) > len(self.whole)
-        if not can_forget or max(wanted[0], wanted[2] // 16, size // 16) <= self.LIMIT:
+        if not can_forget or self.slots_worth(*wanted, size) <= self.LIMIT:
             try:
                 if size > len(self.ids) - PAD:
                     old = self.ids
@@ -2348,12 +2431,13 @@ class Crew:
                 first.reserve(
                     len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0])
                 )
-                absorb(first.address, memory.address)
+                absorb_short(first.address, memory.address)
+                absorb_long(first.address, memory.address)
         self.all = [first]
         return first
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
-MOST_NEWS = 1 << 13  # rows to write down a piece's words in; two megabytes have seldom more new ones
+MOST_NEWS = 1 << 16  # rows to write down a piece's words in; two megabytes seldom fill more
 
 
 @inline
@@ -2367,38 +2451,44 @@ def home_of_news(word, state):
 @jit
 def enter_all(address, news, first, num_news):
     "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
-    state, words = state_at(address), carray(pointer(news), num_news, SLOT)
-    slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    w = first
-    while w < num_news and has_room(state) and state.arena_used + SLOT_BYTES <= state.arena_size:
+    state, words, w = state_at(address), carray(pointer(news), num_news, SLOT), first
+    while w < num_news and has_room(state):
         word, ahead = words[w], words[min(w + 8, num_news - 1)]
         prefetch(home_of_news(ahead, state))  # by the time we get there, it has come
-        w += 1
-        if word.high >> np.uint64(56):
-            k = find(slots, home_of(word.low, word.high, state.shift), word.low, word.high)
-            if slots[k].high == 0:
-                add_short(slots, k, word.low, word.high, word.value, word.more, state)
-        else:
-            letters, length = news + SLOT_BYTES * w, np.int64(word.high)
-            w += 1
-            k = find_long(state, letters, length, word.low)
-            if carray(pointer(state.longs), state.num_longs, LONG)[k].hash == 0:
-                add_long(letters, length, word.low, word.value, word.more, state)
+        short, n = word.high >> np.uint64(56) != 0, np.int64(word.more >> np.uint64(48))
+        length = 0 if short else np.int64(word.high)
+        if not has_room_for(length + SHORT, state):
+            break
+        letters = news + SLOT_BYTES * (w + 1)
+        ids = letters + SLOT_BYTES * rows_for(length)
+        value, new = value_of(letters, length, word.low, word.high if short else ZERO, state)
+        if new:
+            store64(value, word.value)
+            store64(value + 8, word.more)
+        if n > state.inline:
+            if new:
+                store64(value, np.uint64(state.ids_used))
+                copy_bytes(state.ids + (state.ids_used << state.width), ids, n << state.width)
+                state.ids_used += n
+            ids += SLOT_BYTES * rows_for(n << state.width)
+        w = (ids - news) // SLOT_BYTES
     return w
 
 
 def hear(self: Coder) -> None:
-    "Enters the news; from now on writes down its own. A cache that is half full listens no more: it would forget sooner."
+    "Enters the news; from now on writes down its own. A cache that is nearly full listens no more: it would forget sooner."
     if not self.state["num_news"][0]:
         self.own("news", np.empty(MOST_NEWS, SLOT))
         self.state["num_news"] = MOST_NEWS
         enter_all(self.address, self.news.ctypes.data, 0, 0)  # compiled code is loaded now, not amid the work
     while self.inbox:
         news, done = self.inbox.popleft(), 0
-        while done < len(news) and 2 * len(self) < self.LIMIT:
+        while done < len(news) and 4 * self.slots_worth() < 3 * self.LIMIT:
             done = enter_all(self.address, news.ctypes.data, done, len(news))
             if done < len(news):
-                self.reserve(BATCH + len(news), BATCH + len(news), SLOT_BYTES * len(news))
+                self.reserve(
+                    2 * BATCH, 2 * BATCH, SLOT_BYTES * len(news)
+                )  # as many bytes and ids as rows hold
 
 
 def collect_news(self: Coder) -> np.ndarray:
@@ -2448,12 +2538,14 @@ def compile_all() -> None:
     "Compiles everything and leaves it on disk, where later processes find it."
     memory = Memory()
     memory.count(b"a b", Special({b"<|endoftext|>": 0}))
-    memory.reserve(1 << 16, 0, 0)
+    other = Memory()
+    memory.reserve(1 << 16, 1 << 16, 0)
+    absorb_long(memory.address, other.address)
     train(memory, [bytes([byte]) for byte in range(256)], 258)
     coder = Coder(range(256), np.array([[97, 98, 256]]), {})
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
-    coder.inbox.append(np.ones(1, SLOT))
+    coder.inbox.append(np.array([(97, 1 << 56, 97, 1 << 48)], SLOT))  # "a", of one letter, has one id, 97
     coder.hear()
 
 # %% ../nbs/01a_bpe_engine.ipynb #f6b12c5a

@@ -951,8 +951,9 @@ class _Joined:
     def room(self, size: int) -> np.ndarray:
         "The place behind what is there, for so many ids at least."
         if self.filled + size > len(self.array):
-            longer = np.empty(self.filled + size, self.array.dtype)
-            self.array = np.concatenate((self.array[: self.filled], longer))
+            longer = np.empty(max(self.filled + size, 2 * len(self.array)), self.array.dtype)
+            longer[: self.filled] = self.array[: self.filled]  # and nothing behind, which so stays untouched
+            self.array = longer
         return self.array[self.filled :]
 
     def add(
