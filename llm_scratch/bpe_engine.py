@@ -4,31 +4,31 @@
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
            'LATIN_GREEK', 'CYRILLIC_ARABIC', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2',
            'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'LINE', 'VALUE_AT', 'LONG_VALUE_AT',
-           'HUGE', 'SMALL', 'WORD', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'WORD_BYTES', 'ENTRY', 'ID_BITS', 'RANK_BITS',
-           'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE', 'NEW',
-           'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW',
-           'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
+           'HUGE', 'SMALL', 'HEAD', 'HEAD_BYTES', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'ENTRY', 'MOST_SYMBOLS', 'ID_BITS',
+           'RANK_BITS', 'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE',
+           'NEW', 'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL',
+           'SLOW', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16', 'pointer', 'trailing_zeros',
            'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks', 'equal_mask', 'between_mask',
-           'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes', 'plain_letters',
-           'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks', 'block_begins',
-           'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4',
-           'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys',
-           'fetch_letters', 'add_short', 'add_long', 'copy_bytes', 'absorb_short', 'absorb_long', 'move_long', 'zeros',
-           'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at', 'carry_over', 'count_known',
-           'count_elsewhere', 'has_room', 'count_segment', 'begin_segment', 'count_segments', 'Special', 'special_at',
-           'pass_over', 'segments_between', 'count', 'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy',
-           'count_pairs', 'first_lists', 'rewrite', 'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose',
-           'prefix_of', 'compare', 'comes_after', 'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest',
-           'find_token', 'spell', 'first_names', 'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of',
-           'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink',
-           'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together',
-           'put_ids', 'write_ids', 'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere',
-           'leave_gap', 'rows_for', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids',
-           'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array',
-           'Crew', 'home_of_news', 'enter_all', 'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all',
-           'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize',
-           'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark',
-           'plot_tokenizer_benchmark']
+           'pair_mask', 'class_tables', 'wide_class', 'is_white', 'state_at', 'begin_text', 'first_bytes',
+           'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4', 'split_contractions', 'block_masks',
+           'block_begins', 'append', 'scan', 'newline_ahead', 'begins_behind_breaks', 'group_digits',
+           'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find', 'hash_long', 'same_bytes', 'find_long',
+           'key_masks', 'make_keys', 'fetch_letters', 'add_short', 'add_long', 'copy_bytes', 'absorb_short',
+           'absorb_long', 'move_long', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at',
+           'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment', 'begin_segment',
+           'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count', 'head_of', 'begin_head',
+           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'rewrite',
+           'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'comes_after',
+           'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names',
+           'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of',
+           'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word',
+           'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
+           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'rows_for', 'tell',
+           'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids', 'encode_segment', 'has_room_for',
+           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all',
+           'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
+           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
+           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -245,12 +245,12 @@ def ascii_masks(typing, address):
     return kind(types.int64), build
 
 # %% ../nbs/01a_bpe_engine.ipynb #edb09f30
-def _everywhere(builder, byte):
-    "A block that holds one byte 64 times."
+def _everywhere(builder, number, kind=_BLOCK):
+    "A vector that holds one number everywhere."
     one = builder.insert_element(
-        ir.Constant(_BLOCK, ir.Undefined), builder.trunc(byte, _I8), ir.Constant(_I32, 0)
+        ir.Constant(kind, ir.Undefined), builder.trunc(number, kind.element), ir.Constant(_I32, 0)
     )
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, 64), [0] * 64))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
 
 
 @intrinsic
@@ -274,6 +274,23 @@ def between_mask(typing, address, first, last):
         return builder.bitcast(builder.icmp_unsigned("<=", above, span), _I64)
 
     return types.uint64(types.int64, types.int64, types.int64), build
+
+
+@intrinsic
+def pair_mask(typing, symbols, address, a, b):
+    "Mask of the numbers equal to a that b follows, of the 64 bytes at an address. They are as wide as `symbols`."
+
+    def build(context, builder, signature, args):
+        number = context.get_value_type(signature.args[0].dtype)
+        kind = ir.VectorType(number, 512 // number.width)
+        behind = builder.add(args[1], ir.Constant(_I64, number.width // 8))
+        equal = (
+            builder.icmp_unsigned("==", _loaded(builder, place, kind), _everywhere(builder, wanted, kind))
+            for place, wanted in ((args[1], args[2]), (behind, args[3]))
+        )
+        return builder.zext(builder.bitcast(builder.and_(*equal), ir.IntType(kind.count)), _I64)
+
+    return types.uint64(symbols, types.int64, types.int64, types.int64), build
 
 # %% ../nbs/01a_bpe_engine.ipynb #9fcf02ad
 # nogil: threads really run at the same time. cache: compiled once, kept on disk; not in the notebook, where an edit
@@ -1198,43 +1215,56 @@ def count(self: Memory, data: bytes | int, special: Special, file=None) -> int:
 Memory.count = count
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a0b3df1
-WORD = np.dtype([("count", np.int64), ("start", np.int64), ("length", np.int64)])
+HEAD = np.dtype([("count", np.int64), ("length", np.int64)])  # of a word; its symbols follow
+HEAD_BYTES = HEAD.itemsize
+
+
+@inline
+def head_of(symbols, at):
+    "The head that begins at symbols[at]."
+    return carray(pointer(symbols.ctypes.data + symbols.itemsize * at), 1, HEAD)[0]
+
+
+@inline
+def begin_head(symbols, at, count, length):
+    "Writes a head; -> where the symbols begin."
+    head = head_of(symbols, at)
+    head.count, head.length = count, length
+    return at + HEAD_BYTES // symbols.itemsize
 
 
 @jit
-def list_words(address, words, symbols, scratch):
-    "Fills `words` and `symbols` from the tables. `scratch`: 16 bytes to unpack a key in."
-    state = state_at(address)
-    w = start = 0
+def list_words(address, symbols, scratch):
+    "Fills `symbols` from the tables. `scratch`: 16 bytes to unpack a key in."
+    state, at = state_at(address), 0
     for slot in carray(pointer(state.slots), state.num_slots, SLOT):
         if slot.high != 0:
             store64(scratch.ctypes.data, slot.low)
             store64(scratch.ctypes.data + 8, slot.high)
-            words[w].count, words[w].start = slot.value, start
-            words[w].length = slot.high >> np.uint64(56)
-            for j in range(words[w].length):
-                symbols[start + j] = scratch[j]
-            start += words[w].length
-            w += 1
+            length = np.int64(slot.high >> np.uint64(56))
+            at = begin_head(symbols, at, slot.value, length)
+            for j in range(length):
+                symbols[at + j] = scratch[j]
+            at += length
     for slot in carray(pointer(state.longs), state.num_longs, LONG):
         if slot.hash != 0:
-            words[w].count, words[w].start, words[w].length = slot.value, start, slot.length
+            at = begin_head(symbols, at, slot.value, slot.length)
             for j in range(slot.length):
-                symbols[start + j] = load8(state.arena + slot.at + j)
-            start += slot.length
-            w += 1
+                symbols[at + j] = load8(state.arena + slot.at + j)
+            at += slot.length
 
 
 def listed(
     self: Memory,
     dtype: type = np.int32,  # of symbols
-) -> tuple[np.ndarray, np.ndarray]:  # (W,) WORD; (sum of lengths,)
-    "The counted words and their bytes."
-    short_bytes = int((self.slots["high"] >> np.uint64(56)).sum())
-    words = zeros(len(self), WORD)
-    symbols = zeros(short_bytes + int(self.longs["length"].sum()), np.dtype(dtype))
-    list_words(self.address, words, symbols, np.zeros(16, np.uint8))
-    return words, symbols
+) -> np.ndarray:  # (sum of lengths and heads,)
+    "The counted words: of each its head, then its bytes."
+    dtype = np.dtype(dtype)
+    num_bytes = int((self.slots["high"] >> np.uint64(56)).sum()) + int(self.longs["length"].sum())
+    size = num_bytes + len(self) * (HEAD_BYTES // dtype.itemsize)
+    symbols = zeros(size + PAD, dtype)[:size]
+    list_words(self.address, symbols, np.zeros(16, np.uint8))
+    return symbols
 
 
 Memory.listed = listed
@@ -1301,27 +1331,29 @@ def roomy(pair_slots, pairs, used, more):
 
 
 @jit
-def count_pairs(words, symbols):
+def count_pairs(symbols):
     "A row for each pair of bytes, with a list of the words that have it; -> (rows, how many, lists, their end)."
     used = 1 << 16
     pairs = np.empty(used + len(symbols) // 4, PAIR)  # more than is needed to begin with
     for p in range(used):
         pair = pairs[p]
         pair.left, pair.right, pair.count, pair.first, pair.num_words = p >> 8, p & 255, 0, NONE, 0
-    for w in range(len(words)):
-        word = words[w]
-        for i in range(word.start, word.start + word.length - 1):
+    w = 0
+    while w < len(symbols):
+        head, start = head_of(symbols, w), w + HEAD_BYTES // symbols.itemsize
+        for i in range(start, start + head.length - 1):
             pair = pairs[np.int64(symbols[i]) << 8 | np.int64(symbols[i + 1])]
-            pair.count += word.count
+            pair.count += head.count
             if pair.first != w:  # once per word; until there are lists, `first` is the last word
                 pair.first = w
                 pair.num_words += 1
-    lists, end = first_lists(words, symbols, pairs[:used])
+        w = start + head.length
+    lists, end = first_lists(symbols, pairs[:used])
     return pairs, used, lists, end
 
 
 @jit
-def first_lists(words, symbols, pairs):
+def first_lists(symbols, pairs):
     "The lists of words, when it is known how long each is; -> (lists, their end)."
     end = 0
     for p in range(len(pairs)):
@@ -1329,13 +1361,17 @@ def first_lists(words, symbols, pairs):
         end += pairs[p].num_words
         pairs[p].num_words = 0
     lists = np.empty(4 * end + 1, np.int32)  # the same
-    for w in range(len(words)):
-        for i in range(words[w].start, words[w].start + words[w].length - 1):
+    w = 0
+    while w < len(symbols):
+        start = w + HEAD_BYTES // symbols.itemsize
+        stop = start + head_of(symbols, w).length
+        for i in range(start, stop - 1):
             pair = pairs[np.int64(symbols[i]) << 8 | np.int64(symbols[i + 1])]
             last = pair.first + pair.num_words
             if pair.num_words == 0 or lists[last - 1] != w:
                 lists[last] = w
                 pair.num_words += 1
+        w = stop
     return lists, end
 
 # %% ../nbs/01a_bpe_engine.ipynb #4053a509
@@ -1346,23 +1382,30 @@ EVENT = np.dtype([("neighbor", np.int32), ("word", np.int32)])
 
 
 @jit
-def rewrite(todo, a, b, new, words, symbols, side, seen, events):
+def rewrite(todo, a, b, new, symbols, side, seen, events):
     "Merges a, b in the words `todo`, and sums up by neighbor; -> (different neighbors seen, events)."
     num_seen, num_events, half = 0, 0, len(side) >> 1
-    words_at, symbols_at = words.ctypes.data, symbols.ctypes.data
+    base, size = symbols.ctypes.data, symbols.itemsize
     for k in range(len(todo)):
         if k + 8 < len(todo):  # by the time we get there, it has come
-            prefetch(words_at + WORD_BYTES * todo[min(k + 16, len(todo) - 1)])
-            ahead = words[todo[k + 8]]
-            prefetch(symbols_at + symbols.itemsize * ahead.start)
-            prefetch(symbols_at + symbols.itemsize * (ahead.start + ahead.length))
+            prefetch(base + size * todo[k + 8])
+            prefetch(base + size * todo[k + 8] + LINE)
         w = todo[k]
-        word = words[w]
-        i, kept, end = word.start, word.start, word.start + word.length
-        while i < end:
-            symbol = symbols[i]
-            if symbol == a and i + 1 < end and symbols[i + 1] == b:
-                left = np.int64(symbols[kept - 1]) if kept > word.start else NONE  # may be `new` itself
+        word, start = carray(pointer(base + size * w), 1, HEAD)[0], w + HEAD_BYTES // size
+        at = kept = read = start  # what to look at, where to write, what to keep next
+        end = start + word.length
+        while at < end - 1:
+            inside = ALL >> np.uint64(64 - min(64, end - 1 - at))  # no pair begins at the last symbol
+            found = pair_mask(symbols, base + size * at, a, b) & inside
+            while found:
+                i = at + np.int64(trailing_zeros(found))
+                found &= found - ONE
+                if i < read:  # a, a, a: the second has been merged with the first
+                    continue
+                if read > start:
+                    move(base + size * kept, base + size * read, size * (i - read))
+                kept += i - read
+                left = np.int64(symbols[kept - 1]) if kept > start else NONE  # may be `new` itself
                 right = half + np.int64(symbols[i + 2]) if i + 2 < end else NONE
                 for neighbor in (left, right):
                     if neighbor != NONE:
@@ -1376,16 +1419,13 @@ def rewrite(todo, a, b, new, words, symbols, side, seen, events):
                             row.num_words += 1
                             events[num_events].neighbor, events[num_events].word = neighbor, w
                             num_events += 1
-                symbol = new
-                i += 1
-            symbols[kept] = symbol
-            kept += 1
-            i += 1
-        word.length = kept - word.start
+                symbols[kept] = new
+                kept, read = kept + 1, i + 2
+            at += 64 // size
+        if read > start:
+            move(base + size * kept, base + size * read, size * (end - read))
+            word.length = kept + end - read - start
     return num_seen, num_events
-
-
-WORD_BYTES = WORD.itemsize
 
 # %% ../nbs/01a_bpe_engine.ipynb #7fec31c2
 @inline
@@ -1606,13 +1646,13 @@ def first_names(vocab, vocab_size, first, text):
 
 # %% ../nbs/01a_bpe_engine.ipynb #9b58fe85
 @jit
-def merge_pair(p, new, words, symbols, table, lists, end, side, seen, events):
+def merge_pair(p, new, symbols, table, lists, end, side, seen, events):
     "Merges pair p into the symbol `new` everywhere; -> (table of pairs, lists, their end, different neighbors)."
     pair_slots, pairs, used = table
     a, b = np.int64(pairs[p].left), np.int64(pairs[p].right)
     gap, gap_end = np.int64(pairs[p].first), np.int64(pairs[p].first + pairs[p].num_words)
     todo = lists[gap:gap_end]  # when these words are rewritten, nobody needs their list: it is a gap
-    num_seen, num_events = rewrite(todo, a, b, new, words, symbols, side, seen, events)
+    num_seen, num_events = rewrite(todo, a, b, new, symbols, side, seen, events)
     seen = seen[:num_seen]
     pair_slots, pairs = roomy(pair_slots, pairs, used, num_seen)
     used, entries = find_rows(pair_slots, pairs, used, side, seen, new)
@@ -1639,24 +1679,24 @@ def swept(pair_slots, pairs, used):
 
 # %% ../nbs/01a_bpe_engine.ipynb #b661c7ca
 @jit
-def most_events(todo, words):
+def most_events(todo, symbols):
     "Events that there may be in some words: an occurrence has two symbols, and two neighbors."
-    room, words_at = 0, words.ctypes.data
+    room = 0
     for k in range(len(todo)):
-        prefetch(words_at + WORD_BYTES * todo[min(k + 16, len(todo) - 1)])
-        room += words[todo[k]].length
+        prefetch(symbols.ctypes.data + symbols.itemsize * todo[min(k + 16, len(todo) - 1)])
+        room += head_of(symbols, todo[k]).length
     return room
 
 
 @jit
-def learn(words, symbols, vocab, vocab_size, first, text):
+def learn(symbols, vocab, vocab_size, first, text):
     """Merges until there are `vocab_size` tokens or no pairs; -> (tokens, first, text, merges).
 
     Token t has the bytes text[first[t] : first[t + 1]]; `vocab` of them are given, the first 256 the single bytes.
     `first` has vocab_size + 2 entries.
     """
     prefix, names = first_names(vocab, vocab_size, first, text)
-    pairs, used, lists, end = count_pairs(words, symbols)
+    pairs, used, lists, end = count_pairs(symbols)
     pair_slots = np.full(1 << 17, NONE, np.int32)  # `swept` will fill it
     side, events = np.zeros(2 * (vocab_size + 1), SIDE), np.empty(1 << 10, EVENT)
     seen = np.empty(len(side), np.int64)
@@ -1683,16 +1723,17 @@ def learn(words, symbols, vocab, vocab_size, first, text):
         merges[done, 0], merges[done, 1] = a, b
         done += 1
         todo = lists[pairs[p].first :][: pairs[p].num_words]
-        events, table = grown(events, 0, most_events(todo, words)), (pair_slots, pairs, used)
-        table, lists, end, num_seen = merge_pair(
-            p, new, words, symbols, table, lists, end, side, seen, events
-        )
+        events, table = grown(events, 0, most_events(todo, symbols)), (pair_slots, pairs, used)
+        table, lists, end, num_seen = merge_pair(p, new, symbols, table, lists, end, side, seen, events)
         pair_slots, pairs, used = table
         heap, spelling = grown(heap, size, num_seen), (prefix, first, text)
         size = push_common(heap, size, threshold, side, seen[:num_seen], spelling, pairs)
     return vocab, first, text, merges[:done]
 
 # %% ../nbs/01a_bpe_engine.ipynb #6d4568c1
+MOST_SYMBOLS = (1 << 31) - 1  # lists of words have numbers of 4 bytes
+
+
 def train(
     counted: Memory,  # the words of a text; it is empty afterwards, since its memory is needed
     tokens: Sequence[bytes],  # to begin with: the 256 single bytes, then special tokens
@@ -1701,9 +1742,13 @@ def train(
     "Learns merges from counted words, as `tokenizer.learn_merges` does."
     first, text = np.zeros(vocab_size + 2, np.int64), np.frombuffer(b"".join(tokens), np.uint8).copy()
     first[1 : len(tokens) + 1] = np.cumsum([len(token) for token in tokens])
-    words, symbols = counted.listed(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+    symbols = counted.listed(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+    if len(symbols) > MOST_SYMBOLS:
+        raise ValueError(
+            f"at most {MOST_SYMBOLS:,} symbols in different words can be numbered, got {len(symbols):,}"
+        )
     counted.make_tables(*SMALL)
-    vocab, first, text, merges = learn(words, symbols, len(tokens), vocab_size, first, text)
+    vocab, first, text, merges = learn(symbols, len(tokens), vocab_size, first, text)
     spelled, cuts = text.tobytes(), first.tolist()
     tokens = [spelled[cuts[t] : cuts[t + 1]] for t in range(vocab)]
     return tokens, [(tokens[a], tokens[b]) for a, b in merges.tolist()]

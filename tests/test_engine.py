@@ -195,8 +195,12 @@ def test_same_pretokens_on_any_text(text, pattern):
 
 
 def counted(memory):
-    words, symbols = memory.listed()
-    return {bytes(symbols[s : s + n].astype(np.uint8)): c for c, s, n in words.tolist()}
+    symbols, at, counts = memory.listed(np.uint16), 0, {}
+    while at < len(symbols):
+        count, length = symbols[at : at + 8].view(engine.HEAD)[0].tolist()
+        counts[bytes(symbols[at + 8 :][:length].astype(np.uint8))] = count
+        at += 8 + length
+    return counts
 
 
 @settings(max_examples=300, deadline=None)
@@ -407,6 +411,14 @@ def test_coders_tell_each_other(first_id, learned, monkeypatch):
             assert coder.encode(text) == right == alone.encode(text)
 
 
+def test_too_many_words_to_number(monkeypatch):
+    memory = engine.Memory()
+    memory.count(b"one two three", engine.Special({}))
+    monkeypatch.setattr(engine, "MOST_SYMBOLS", len(memory.listed(np.uint16)) - 1)
+    with pytest.raises(ValueError, match="at most 36 symbols in different words"):
+        engine.train(memory, [bytes([byte]) for byte in range(256)], 300)
+
+
 @pytest.mark.parametrize("lengths", [(3, 9), (16, 20), (60, 90), (300, 400)])
 def test_listening_forgets_nothing(lengths, monkeypatch):
     monkeypatch.setattr(engine.Coder, "LIMIT", 1 << 15)
@@ -569,6 +581,19 @@ for data in texts():
     other.reserve(words, words, told * engine.SLOT_BYTES)
     assert engine.enter_all(other.address, news, 0, told) == told and len(other) == words
     assert other.encode(data) == got
+for data in [*texts()][:200:3]:  # learning: symbols with their heads, and what may be read behind them
+    memory = engine.Memory()
+    memory.count(data, engine.Special({}))
+    for kind in (np.uint16, np.int32):
+        symbols = memory.listed(kind)
+        address = guarded(symbols.nbytes + engine.PAD)
+        ctypes.memmove(address, symbols.ctypes.data, symbols.nbytes)
+        number = np.ctypeslib.as_ctypes_type(kind)
+        there = np.ctypeslib.as_array((number * len(symbols)).from_address(address))
+        first = lambda: np.concatenate([np.arange(257), np.zeros(45, np.int64)])
+        spelled = lambda: np.arange(256).astype(np.uint8)
+        learned = [engine.learn(s, 256, 300, first(), spelled())[3].tolist() for s in (symbols, there)]
+        assert learned[0] == learned[1]
 print("inside")
 if __import__("sys").argv[1:] == ["break"]:
     coder.state["text"] += n + engine.PAD
