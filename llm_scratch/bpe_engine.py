@@ -17,18 +17,19 @@ __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_O
            'absorb_long', 'move_long', 'zeros', 'Memory', 'wanted_sizes', 'reserve', 'read', 'next_batch', 'word_at',
            'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment', 'begin_segment',
            'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count', 'head_of', 'begin_head',
-           'list_words', 'listed', 'grown', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'rewrite',
-           'pair_with', 'words_to_come', 'find_rows', 'gain', 'enlist', 'lose', 'prefix_of', 'compare', 'comes_after',
-           'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest', 'find_token', 'spell', 'first_names',
-           'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of', 'rank_of',
-           'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word',
-           'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids', 'write_ids',
-           'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere', 'leave_gap', 'rows_for', 'tell',
-           'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids', 'encode_segment', 'has_room_for',
-           'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'Crew', 'home_of_news', 'enter_all',
-           'hear', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart',
-           'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer',
-           'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'list_words', 'listed', 'grown', 'home_of_pair', 'find_pair', 'row_of', 'roomy', 'count_pairs',
+           'first_lists', 'rewrite', 'pair_with', 'words_to_come', 'fetch_rows', 'find_rows', 'gain', 'enlist', 'lose',
+           'prefix_of', 'compare', 'comes_after', 'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest',
+           'find_token', 'spell', 'first_names', 'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of',
+           'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink',
+           'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together',
+           'put_ids', 'write_ids', 'set_count', 'remember', 'value_of', 'emit', 'emit_known', 'emit_elsewhere',
+           'leave_gap', 'rows_for', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids',
+           'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array',
+           'Crew', 'home_of_news', 'size_of_news', 'fetch_ahead', 'enter_all', 'hear', 'turn_page', 'collect_news',
+           'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark',
+           'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table',
+           'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -53,6 +54,7 @@ from itertools import product
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
+from weakref import finalize
 
 import numpy as np
 import regex
@@ -1293,10 +1295,16 @@ def grown(array, used, more):
 
 
 @inline
+def home_of_pair(pair_slots, left, right):
+    "Slot where the search for a pair begins."
+    key = np.uint64(left) << np.uint64(32) | np.uint64(right)
+    return np.int64(key * MIX1 >> np.uint64(32)) & (len(pair_slots) - 1)
+
+
+@inline
 def find_pair(pair_slots, pairs, left, right):
     "Slot that has the row of a pair, or the empty slot where it belongs."
-    key = np.uint64(left) << np.uint64(32) | np.uint64(right)
-    i = np.int64(key * MIX1 >> np.uint64(32)) & (len(pair_slots) - 1)
+    i = home_of_pair(pair_slots, left, right)
     while pair_slots[i] != NONE and (
         pairs[pair_slots[i]].left != left or pairs[pair_slots[i]].right != right
     ):
@@ -1441,6 +1449,18 @@ def words_to_come(side, neighbor, new):
     if neighbor == new or neighbor == half + new:
         return side[new].num_words + side[half + new].num_words
     return side[neighbor].num_words
+
+
+@jit
+def fetch_rows(pair_slots, pairs, a, b, seen, half):
+    "Asks for the rows of the pairs of a with the neighbors before it and of b with those behind it: first for all slots."
+    for neighbor in seen:
+        left, right = pair_with(a if neighbor < half else b, neighbor, half)
+        prefetch(pair_slots.ctypes.data + pair_slots.itemsize * home_of_pair(pair_slots, left, right))
+    for neighbor in seen:
+        left, right = pair_with(a if neighbor < half else b, neighbor, half)
+        row = np.int64(pair_slots[home_of_pair(pair_slots, left, right)])  # most are at home
+        prefetch(pairs.ctypes.data + pairs.itemsize * row)
 
 
 @jit
@@ -1655,6 +1675,8 @@ def merge_pair(p, new, symbols, table, lists, end, side, seen, events):
     num_seen, num_events = rewrite(todo, a, b, new, symbols, side, seen, events)
     seen = seen[:num_seen]
     pair_slots, pairs = roomy(pair_slots, pairs, used, num_seen)
+    fetch_rows(pair_slots, pairs, new, new, seen, len(side) >> 1)
+    fetch_rows(pair_slots, pairs, a, b, seen, len(side) >> 1)
     used, entries = find_rows(pair_slots, pairs, used, side, seen, new)
     lists = grown(lists, end, entries)
     end = gain(pairs, lists, side, seen, new, gap, gap_end, end)
@@ -1722,8 +1744,10 @@ def learn(symbols, vocab, vocab_size, first, text):
             merges = np.concatenate((merges, np.empty_like(merges)))
         merges[done, 0], merges[done, 1] = a, b
         done += 1
-        todo = lists[pairs[p].first :][: pairs[p].num_words]
-        events, table = grown(events, 0, most_events(todo, symbols)), (pair_slots, pairs, used)
+        if 2 * pairs[p].count > len(events):  # each occurrence has two neighbors, and counts once at least
+            todo = lists[pairs[p].first :][: pairs[p].num_words]
+            events = grown(events, 0, most_events(todo, symbols))
+        table = (pair_slots, pairs, used)
         table, lists, end, num_seen = merge_pair(p, new, symbols, table, lists, end, side, seen, events)
         pair_slots, pairs, used = table
         heap, spelling = grown(heap, size, num_seen), (prefix, first, text)
@@ -2327,6 +2351,7 @@ class Coder(Memory):
         self.own("new", np.zeros(BATCH + ENOUGH, NEW))
         self.own("lanes", np.zeros(LANES, LANE))
         self.inbox = deque(maxlen=64)  # of news from other threads; nobody need read them
+        self.pages = []  # arrays for our own that nobody is reading
         self.make_ranks(merges.reshape(-1, 3), places)
         self.make_ids(1 << 12)
         self.remember_whole()
@@ -2493,20 +2518,39 @@ def home_of_news(word, state):
     return state.longs + LONG_BYTES * home_of_long(word.low, state.num_longs)
 
 
+@inline
+def size_of_news(word):
+    "(bytes of a word's letters that are not in its slot, number of its ids)"
+    short = word.high >> np.uint64(56) != 0
+    return 0 if short else np.int64(word.high), np.int64(word.more >> np.uint64(48))
+
+
+@inline
+def fetch_ahead(words, ahead, stop, state):
+    "Asks for the slots of the words in rows ahead ... stop - 1; -> the row of the word behind them."
+    while ahead < stop:
+        home = home_of_news(words[ahead], state)
+        prefetch(home)
+        prefetch(home + LONG_BYTES - 1)
+        length, n = size_of_news(words[ahead])
+        ahead += 1 + rows_for(length) + (rows_for(n << state.width) if n > state.inline else 0)
+    return ahead
+
+
 @jit
 def enter_all(address, news, first, num_news):
     "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
-    state, words, w = state_at(address), carray(pointer(news), num_news, SLOT), first
+    state, words, w, ahead = state_at(address), carray(pointer(news), num_news, SLOT), first, first
     while w < num_news and has_room(state):
-        word, ahead = words[w], words[min(w + 8, num_news - 1)]
-        prefetch(home_of_news(ahead, state))  # by the time we get there, it has come
-        short, n = word.high >> np.uint64(56) != 0, np.int64(word.more >> np.uint64(48))
-        length = 0 if short else np.int64(word.high)
+        ahead = fetch_ahead(
+            words, ahead, min(w + 32, num_news), state
+        )  # by the time we get there, it has come
+        word, (length, n) = words[w], size_of_news(words[w])
         if not has_room_for(length + SHORT, state):
             break
         letters = news + SLOT_BYTES * (w + 1)
         ids = letters + SLOT_BYTES * rows_for(length)
-        value, new = value_of(letters, length, word.low, word.high if short else ZERO, state)
+        value, new = value_of(letters, length, word.low, ZERO if length else word.high, state)
         if new:
             store64(value, word.value)
             store64(value + 8, word.more)
@@ -2523,8 +2567,7 @@ def enter_all(address, news, first, num_news):
 def hear(self: Coder) -> None:
     "Enters the news; from now on writes down its own. A cache that is nearly full listens no more: it would forget sooner."
     if not self.state["num_news"][0]:
-        self.own("news", np.empty(MOST_NEWS, SLOT))
-        self.state["num_news"] = MOST_NEWS
+        self.turn_page()
         enter_all(self.address, self.news.ctypes.data, 0, 0)  # compiled code is loaded now, not amid the work
     while self.inbox:
         news, done = self.inbox.popleft(), 0
@@ -2536,10 +2579,18 @@ def hear(self: Coder) -> None:
                 )  # as many bytes and ids as rows hold
 
 
+def turn_page(self: Coder) -> None:
+    "From now on writes news to another array."
+    self.own("news", self.pages.pop() if self.pages else np.empty(MOST_NEWS, SLOT))
+    self.state["num_news"], self.state["told"] = len(self.news), 0
+
+
 def collect_news(self: Coder) -> np.ndarray:
     "What was written down since the last time."
-    news = self.news[: self.state["told"][0]].copy()
-    self.state["told"] = 0
+    news = self.news[: self.state["told"][0]]
+    if len(news):  # when everybody has dropped it, its memory can be used again
+        finalize(news, self.pages.append, self.news)
+        self.turn_page()
     return news
 
 
@@ -2558,7 +2609,7 @@ def share(self: Crew, job: Callable[[Coder], object]):
     return self(listen_and_tell)
 
 
-Coder.hear, Coder.collect_news, Crew.share = hear, collect_news, share
+Coder.hear, Coder.turn_page, Coder.collect_news, Crew.share = hear, turn_page, collect_news, share
 
 # %% ../nbs/01a_bpe_engine.ipynb #176757fb
 def on_disk() -> bool:

@@ -436,6 +436,23 @@ def test_listening_forgets_nothing(lengths, monkeypatch):
     assert 0.75 <= listener.slots_worth() / listener.LIMIT < 1  # it listened until it was nearly full
 
 
+def test_news_stay_while_somebody_reads_them():
+    coder = engine.Coder(range(256), np.array([[97, 98, 256]]), {})
+    coder.hear()
+    coder.encode_array(b"one two")
+    held = coder.collect_news()
+    told = held.copy()
+    for word in (b"three", b"four", b"five"):
+        coder.encode_array(word)
+        assert len(coder.collect_news()) == 1
+    assert len(told) == 2 and (held == told).all()
+    assert len(coder.pages) == 1  # with the one it is writing to, two go round
+    del held
+    assert len(coder.pages) == 2
+    coder.encode_array(b"five")  # known: nothing to tell, no new array
+    assert len(coder.collect_news()) == 0 and len(coder.pages) == 2
+
+
 def test_every_pair_has_a_place(monkeypatch):
     draw = np.random.default_rng(0)
     for size in (0, 1, 2, 3, 100, 20_000):
@@ -621,6 +638,7 @@ from llm_scratch import bpe_engine as engine
 draw, memory = random.Random(0), engine.Memory()
 for _ in range(50):
     memory.count("".join(draw.choices(["a", "b", " ab", "é", "c" * 40, "\\n", "'s"], k=200)).encode(), engine.Special({b"<": 1}))
+memory.count(" ".join(f"{k}ab{k}" for k in range(2000)).encode(), engine.Special({}))  # more than there is room for at first
 tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
