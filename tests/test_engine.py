@@ -638,7 +638,8 @@ from llm_scratch import bpe_engine as engine
 draw, memory = random.Random(0), engine.Memory()
 for _ in range(50):
     memory.count("".join(draw.choices(["a", "b", " ab", "é", "c" * 40, "\\n", "'s"], k=200)).encode(), engine.Special({b"<": 1}))
-memory.count(" ".join(f"{k}ab{k}" for k in range(2000)).encode(), engine.Special({}))  # more than there is room for at first
+many = ["ab" + x + y + z for x in "cdefghijklmn" for y in "cdefghijklmn" for z in "cdefghijklmn"]
+memory.count(" ".join(many).encode(), engine.Special({}))  # of their "ab", more neighbors than there is room for at first
 tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
