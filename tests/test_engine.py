@@ -638,8 +638,6 @@ from llm_scratch import bpe_engine as engine
 draw, memory = random.Random(0), engine.Memory()
 for _ in range(50):
     memory.count("".join(draw.choices(["a", "b", " ab", "é", "c" * 40, "\\n", "'s"], k=200)).encode(), engine.Special({b"<": 1}))
-many = ["ab" + x + y + z for x in "cdefghijklmn" for y in "cdefghijklmn" for z in "cdefghijklmn"]
-memory.count(" ".join(many).encode(), engine.Special({}))  # of their "ab", more neighbors than there is room for at first
 tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
@@ -650,6 +648,9 @@ other = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) f
 other.inbox.append(coder.collect_news())
 other.hear()
 assert len(other) > 5
+memory = engine.Memory()  # each word with "ab" once: the room for their neighbors must grow
+memory.count(" ".join(f"ab{x}{y}{z}" for x in "cdefghijklmn" for y in "cdefghijklmn" for z in "cdefghijklmn").encode(), engine.Special({}))
+engine.train(memory, [bytes([b]) for b in range(256)], 300)
 print("inside")
 """
     done = in_python(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull + "-none", NUMBA_OPT="1")
