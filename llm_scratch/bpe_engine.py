@@ -2735,9 +2735,7 @@ def _measure_encoding(
     encode_file, encode_text = encoder(job)  # a new one: it remembers no word of the rehearsal
     encode_text("Go")  # some build their tables when they are first used
     results, peaks = {}, []
-    _borrow_memory(
-        min(2**30, 8 * os.path.getsize(job["text"]))
-    )  # the second time, that of the first is there
+    _borrow_memory(min(2**30, 8 * os.path.getsize(job["text"])))  # the warm pass uses it again
     for cache in ("cold", "warm"):
         ids, took = _stopwatch(lambda: encode_file(job["text"]))
         peaks.append(_peak_memory())
