@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import mock_open
 
 import numpy as np
 import pytest
@@ -721,3 +722,15 @@ print(sum(1 for _ in stream) - 2 * sum(expected))
 """
     done = in_python(code, str(path), LLM_SCRATCH_ENGINE=which)
     assert done.stdout == "0\n", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="reads what Linux says of each core")
+def test_time_that_the_host_takes(monkeypatch):
+    "Only of the cores that we may use: not of another one, nor of the sum of all."
+    ours = os.sched_getaffinity(0)
+    ticks = {"": 9999, **dict.fromkeys(ours, 30), max(ours) + 1: 700}
+    stat = "".join(f"cpu{core} 1 2 3 4 5 6 7 {stolen} 9 10\n" for core, stolen in ticks.items())
+    monkeypatch.setattr("builtins.open", mock_open(read_data=stat + "intr 1 2\n"))
+    assert engine._stolen_time() == 30 * len(ours) / os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr("builtins.open", mock_open(read_data="cpu0 1 2\n"))  # an old kernel
+    assert engine._stolen_time() == 0
