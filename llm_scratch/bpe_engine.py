@@ -3,33 +3,34 @@
 # %% auto #0
 __all__ = ['PAD', 'jit', 'inline', 'OTHER', 'LETTER', 'NUMBER', 'WHITE', 'PAGE_OF', 'PAGES', 'ZERO', 'ONE', 'ALL', 'STATE',
            'LATIN_GREEK', 'CYRILLIC_ARABIC', 'LETTERS3', 'MANY', 'EDGE', 'AT_ONCE', 'BATCH', 'SHORT', 'MIX1', 'MIX2',
-           'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'LINE', 'VALUE_AT', 'LONG_VALUE_AT',
-           'HUGE', 'SMALL', 'HEAD', 'HEAD_BYTES', 'NONE', 'PAIR', 'SIDE', 'EVENT', 'ENTRY', 'MOST_SYMBOLS', 'ID_BITS',
-           'RANK_BITS', 'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES', 'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE',
-           'NEW', 'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS', 'MOST_NEWS', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL',
-           'SLOW', 'DISTURBED', 'TRIES', 'load64', 'load8', 'store64', 'load16', 'equal16', 'copy16', 'select16',
-           'pointer', 'trailing_zeros', 'leading_zeros', 'count_ones', 'least32', 'move', 'prefetch', 'ascii_masks',
-           'equal_mask', 'between_mask', 'pair_mask', 'class_tables', 'wide_class', 'is_white', 'state_at',
-           'begin_text', 'first_bytes', 'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4',
+           'MIX3', 'KEY', 'SLOT', 'LONG', 'KEY_BYTES', 'SLOT_BYTES', 'LONG_BYTES', 'LINE', 'HIGH_AT', 'HASH_AT',
+           'VALUE_AT', 'LONG_VALUE_AT', 'HUGE', 'SMALL', 'MOST_ARENA', 'KINDS', 'HEAD', 'HEAD_BYTES', 'NONE', 'PAIR',
+           'SIDE', 'EVENT', 'ENTRY', 'MOST_SYMBOLS', 'ID_BITS', 'RANK_BITS', 'NO_ID', 'NEVER', 'MOST_SHIFTS', 'LANES',
+           'FEW', 'ENOUGH', 'FAR', 'OVER', 'PLACES', 'LANE', 'NEW', 'LANE_BYTES', 'COUNT_AT', 'WAITS', 'MOST_IDS',
+           'TAKEN', 'MORE_AT', 'TASKS', 'OURS', 'PEERS', 'REHEARSAL', 'SLOW', 'DISTURBED', 'TRIES', 'load64', 'load8',
+           'store64', 'copy16', 'select16', 'pointer', 'trailing_zeros', 'leading_zeros', 'count_ones', 'least32',
+           'move', 'mostly', 'prefetch', 'load64_first', 'load16_first', 'store64_last', 'store16_last', 'claim64',
+           'ascii_masks', 'equal_mask', 'between_mask', 'pair_mask', 'class_tables', 'wide_class', 'is_white',
+           'state_at', 'begin_text', 'first_bytes', 'plain_letters', 'wide_masks', 'contraction', 'contraction_gpt4',
            'split_contractions', 'block_masks', 'block_begins', 'append', 'scan', 'newline_ahead',
-           'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long', 'find',
-           'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys', 'fetch_letters', 'add_short', 'add_long',
-           'copy_bytes', 'absorb_short', 'absorb_long', 'move_long', 'zeros', 'Memory', 'wanted_sizes', 'reserve',
-           'read', 'next_batch', 'word_at', 'carry_over', 'count_known', 'count_elsewhere', 'has_room', 'count_segment',
-           'begin_segment', 'count_segments', 'Special', 'special_at', 'pass_over', 'segments_between', 'count',
-           'head_of', 'begin_head', 'list_words', 'listed', 'grown', 'home_of_pair', 'find_pair', 'row_of', 'roomy',
-           'count_pairs', 'first_lists', 'rewrite', 'pair_with', 'words_to_come', 'fetch_rows', 'find_rows', 'gain',
-           'enlist', 'lose', 'prefix_of', 'compare', 'comes_after', 'wins', 'swap', 'push', 'push_common', 'pop',
-           'refill', 'commonest', 'find_token', 'spell', 'first_names', 'merge_pair', 'swept', 'most_events', 'learn',
-           'train', 'key_of', 'group_of', 'place_of', 'rank_of', 'rank_bytes', 'place_group', 'find_shifts',
-           'place_pairs', 'rise', 'sink', 'merge_many', 'merge_word', 'begin_word', 'merge_best', 'begin_next',
-           'finish_word', 'merge_together', 'put_ids', 'write_ids', 'set_count', 'remember', 'value_of', 'emit',
-           'emit_known', 'emit_elsewhere', 'leave_gap', 'rows_for', 'tell', 'fill_gaps', 'too_many_gaps', 'key_of_word',
-           'remember_all', 'fetch_ids', 'encode_segment', 'has_room_for', 'encode_text', 'encode_segments', 'Coder',
-           'encode', 'encode_array', 'Crew', 'home_of_news', 'size_of_news', 'fetch_ahead', 'enter_all', 'hear',
-           'turn_page', 'collect_news', 'share', 'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers',
-           'run_apart', 'prepare_benchmark', 'Job', 'plan_benchmark', 'summarize', 'memory_bandwidth',
-           'benchmark_tokenizer', 'benchmark_table', 'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
+           'begins_behind_breaks', 'group_digits', 'block_begins_gpt4', 'scan_gpt4', 'home_of', 'home_of_long',
+           'has_key', 'nth', 'find', 'hash_long', 'same_bytes', 'find_long', 'key_masks', 'make_keys', 'fetch_letters',
+           'add_short', 'put_long', 'add_long', 'copy_bytes', 'absorb_short', 'absorb_long', 'shift_for', 'move_short',
+           'move_long', 'zeros', 'Tables', 'Memory', 'grow', 'reserve', 'read', 'next_batch', 'word_at', 'carry_over',
+           'count_known', 'count_elsewhere', 'has_room', 'count_segment', 'begin_segment', 'count_segments', 'Special',
+           'special_at', 'pass_over', 'segments_between', 'count', 'head_of', 'begin_head', 'list_words', 'listed',
+           'grown', 'home_of_pair', 'find_pair', 'row_of', 'roomy', 'count_pairs', 'first_lists', 'rewrite',
+           'pair_with', 'words_to_come', 'fetch_rows', 'find_rows', 'gain', 'enlist', 'lose', 'prefix_of', 'compare',
+           'comes_after', 'wins', 'swap', 'push', 'push_common', 'pop', 'refill', 'commonest', 'find_token', 'spell',
+           'first_names', 'merge_pair', 'swept', 'most_events', 'learn', 'train', 'key_of', 'group_of', 'place_of',
+           'rank_of', 'rank_bytes', 'place_group', 'find_shifts', 'place_pairs', 'rise', 'sink', 'merge_many',
+           'merge_word', 'begin_word', 'merge_best', 'begin_next', 'finish_word', 'merge_together', 'put_ids',
+           'write_ids', 'remember', 'short_value', 'long_value', 'value_of', 'emit', 'emit_known', 'emit_elsewhere',
+           'leave_gap', 'fill_gaps', 'too_many_gaps', 'key_of_word', 'remember_all', 'fetch_ids', 'encode_segment',
+           'has_room_for', 'encode_text', 'encode_segments', 'Coder', 'encode', 'encode_array', 'make_room', 'Crew',
+           'on_disk', 'worth_it', 'compile_all', 'Peer', 'choose_peers', 'run_apart', 'prepare_benchmark', 'Job',
+           'plan_benchmark', 'summarize', 'memory_bandwidth', 'benchmark_tokenizer', 'benchmark_table',
+           'benchmark_record', 'save_benchmark', 'plot_tokenizer_benchmark']
 
 # %% ../nbs/01a_bpe_engine.ipynb #c72f7282
 import inspect
@@ -44,8 +45,9 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -55,7 +57,7 @@ from itertools import product
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
-from weakref import finalize
+
 
 import numpy as np
 import regex
@@ -105,23 +107,6 @@ def store64(typing, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.uint64), build
-
-
-@intrinsic
-def load16(typing, address):
-    "2 bytes."
-    return types.int64(types.int64), lambda c, builder, s, args: builder.zext(
-        _loaded(builder, args[0], _I16), _I64
-    )
-
-
-@intrinsic
-def equal16(typing, a, b):
-    "Whether the 16 bytes at two addresses are the same."
-    kind = ir.IntType(128)
-    return types.boolean(types.int64, types.int64), lambda c, builder, s, args: builder.icmp_unsigned(
-        "==", _loaded(builder, args[0], kind), _loaded(builder, args[1], kind)
-    )
 
 
 @intrinsic
@@ -212,6 +197,18 @@ def move(typing, target, source, size):
 
 
 @intrinsic
+def mostly(typing, condition):
+    "The condition. The compiler arranges the code for when it is true."
+
+    def build(context, builder, signature, args):
+        bit = ir.IntType(1)
+        function = _known_to_llvm(builder, "llvm.expect.i1", bit, bit, bit)
+        return builder.call(function, [args[0], ir.Constant(bit, 1)])
+
+    return types.boolean(types.boolean), build
+
+
+@intrinsic
 def prefetch(typing, address):
     "Asks for the cache line at an address, and does not wait for it. Any address is allowed."
 
@@ -223,6 +220,63 @@ def prefetch(typing, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), build
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c21
+def _loaded_first(builder, address, kind):
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return builder.load_atomic(_pointer(builder, address, kind), "acquire", kind.width // 8)
+    value = builder.load(_pointer(builder, address, kind))  # plain, which makes better code
+    builder.fence("acquire")  # keeps the compiler in order, as the processor does by itself
+    return value
+
+
+@intrinsic
+def load64_first(typing, address):
+    "The 8 bytes at a multiple of 8, before anything that is read later."
+    return types.uint64(types.int64), lambda c, builder, s, args: _loaded_first(builder, args[0], _I64)
+
+
+@intrinsic
+def load16_first(typing, address):
+    "2 bytes in the same way."
+    return types.int64(types.int64), lambda c, builder, s, args: builder.zext(
+        _loaded_first(builder, args[0], _I16), _I64
+    )
+
+
+@intrinsic
+def store64_last(typing, address, value):
+    "Writes 8 bytes to a multiple of 8, after all that was written before."
+
+    def build(context, builder, signature, args):
+        builder.store_atomic(args[1], _pointer(builder, args[0], _I64), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64), build
+
+
+@intrinsic
+def store16_last(typing, address, value):
+    "2 bytes in the same way."
+
+    def build(context, builder, signature, args):
+        number = builder.trunc(args[1], _I16)
+        builder.store_atomic(number, _pointer(builder, args[0], _I16), "release", 2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
+def claim64(typing, address, value):
+    "Writes 8 bytes to a multiple of 8 if there are none but zeros; -> whether it did. Of several threads only one does."
+
+    def build(context, builder, signature, args):
+        target = _pointer(builder, args[0], _I64)
+        found = builder.cmpxchg(target, ir.Constant(_I64, 0), args[1], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.uint64), build
 
 # %% ../nbs/01a_bpe_engine.ipynb #e2833b7b
 @intrinsic
@@ -369,8 +423,8 @@ _REST = "drop mark shift"  # begins to drop and to add in the next block; 64 - l
 _PATTERN = "gpt4 group to_end"  # which pattern: see `Pattern`
 _PROGRESS = "segment byte begun written"  # where to go on when tables have been made larger
 _BATCH = "text out masks starts keys homes distant num_distant"
-_TABLES = "slots num_slots used longs num_longs long_used arena arena_size arena_used"
-_CODER = "width inline byte_ids ids ids_size ids_used symbols order left right heap new waiting lanes news num_news told"
+_TABLES = "slots num_slots used most longs num_longs long_used most_long arena arena_size arena_used"
+_CODER = "width inline byte_ids symbols order left right heap new waiting lanes"
 _RANKS = "byte_ranks pairs num_pairs shifts num_shifts merged num_merges"
 _UNSIGNED, _SIGNED = (
     f"{_CARRIES} {_SPILLS} {_GPT4} {_REST}".split(),
@@ -720,11 +774,12 @@ MIX1, MIX2, MIX3 = (
 
 KEY = np.dtype([("low", np.uint64), ("high", np.uint64)])
 SLOT = np.dtype([("low", np.uint64), ("high", np.uint64), ("value", np.uint64), ("more", np.uint64)])
-LONG = np.dtype(  # its length lies where a key has `high`, which is 0 there: they are never taken for equal
-    [("hash", np.uint64), ("length", np.int64), ("at", np.int64), ("value", np.uint64), ("more", np.uint64)]
+LONG = np.dtype(  # no key is taken for its first two: a hash, as `low`, is greater than any length
+    [("length", np.int64), ("hash", np.uint64), ("at", np.int64), ("value", np.uint64), ("more", np.uint64)]
 )
 KEY_BYTES, SLOT_BYTES, LONG_BYTES = KEY.itemsize, SLOT.itemsize, LONG.itemsize
 LINE = 2 * SLOT_BYTES  # 64: what the cache fetches at once; a table begins at a multiple of it
+HIGH_AT = HASH_AT = 8  # both are written last: where one is 0, the slot is empty
 VALUE_AT, LONG_VALUE_AT = (kind.fields["value"][1] for kind in (SLOT, LONG))
 
 
@@ -741,26 +796,38 @@ def home_of_long(h, num_longs):
 
 
 @inline
-def find(slots, home, low, high):
-    "Index of the slot that has the key, or of the empty slot where it belongs: home, its partner, and so on in pairs."
-    i, k = home, 0
-    while (slots[i].low ^ low) | (slots[i].high ^ high):
-        if slots[i].high == 0:
-            break
+def has_key(slot, low, high):
+    "Whether the slot at an address has a key. Who enters one writes `high` last: so we read it first."
+    return (load64_first(slot + HIGH_AT) ^ high) | (load64(slot) ^ low) == ZERO
+
+
+@inline
+def nth(home, k, num_slots):
+    "Number of the slot that a search visits after k others: home, its partner, and so on in pairs."
+    return ((home ^ (k & 1)) + (k & ~1)) & (num_slots - 1)
+
+
+@inline
+def find(home, low, high, state):
+    "(address of the slot that has the key or of the empty slot where it belongs, whether it is empty)"
+    k, found, empty = 0, False, False
+    while not (found or empty):
+        slot = state.slots + SLOT_BYTES * nth(home, k, state.num_slots)
+        there = load64_first(slot + HIGH_AT)  # once: what is empty now may not be so a moment later
+        found, empty = there == high and load64(slot) == low, there == ZERO
         k += 1
-        i = ((home ^ (k & 1)) + (k & ~1)) & (len(slots) - 1)
-    return i
+    return slot, empty
 
 # %% ../nbs/01a_bpe_engine.ipynb #88625f38
 @jit
 def hash_long(text, length):
-    "64-bit hash of more than 8 bytes; never 0."
+    "64-bit hash of more than 8 bytes; at least 2^63."
     h = np.uint64(length) * MIX3
     for i in range(0, length - 7, 8):
         h = (h ^ load64(text + i)) * MIX1
         h ^= h >> np.uint64(29)
     h = (h ^ load64(text + length - 8)) * MIX2  # the last 8 bytes, some for the second time
-    return h ^ h >> np.uint64(32) | ONE
+    return h ^ h >> np.uint64(32) | EDGE
 
 
 @inline
@@ -774,15 +841,15 @@ def same_bytes(a, b, length):
 
 @jit
 def find_long(state, text, length, h):
-    "Index in the table of long words."
-    longs = carray(pointer(state.longs), state.num_longs, LONG)
-    i = home_of_long(h, len(longs))
-    while longs[i].hash != 0:
-        if longs[i].hash == h and longs[i].length == length:
-            if same_bytes(state.arena + longs[i].at, text, length):
-                break
-        i = (i + 1) & (len(longs) - 1)
-    return i
+    "The same in the table of long words: what `hash`, which is written last, promises is there."
+    i, found, empty = home_of_long(h, state.num_longs), False, False
+    while not (found or empty):
+        slot = state.longs + LONG_BYTES * i
+        there, word = load64_first(slot + HASH_AT), carray(pointer(slot), 1, LONG)[0]
+        found = there == h and word.length == length and same_bytes(word.at, text, length)
+        empty = there == ZERO
+        i = (i + 1) & (state.num_longs - 1)
+    return slot, empty
 
 # %% ../nbs/01a_bpe_engine.ipynb #481c5e2a
 def key_masks() -> np.ndarray:
@@ -830,32 +897,40 @@ def fetch_letters(state):
     for k in range(state.num_distant):
         slot = carray(pointer(np.int64(load64(state.distant + 8 * k))), 1, LONG)[0]
         if slot.hash != 0:
-            prefetch(state.arena + slot.at)
-            prefetch(state.arena + slot.at + slot.length)  # most reach into the next line
+            prefetch(slot.at)
+            prefetch(slot.at + slot.length)  # most reach into the next line
 
 # %% ../nbs/01a_bpe_engine.ipynb #492e5165
 @inline
-def add_short(slots, i, low, high, value, more, state):
-    "Adds to what a slot holds; an empty one is taken first."
-    if slots[i].high == 0:
-        slots[i].low, slots[i].high = low, high
+def add_short(home, low, high, count, state):
+    "Adds to the count of a short word; an empty slot is taken first."
+    address, empty = find(home, low, high, state)
+    slot = carray(pointer(address), 1, SLOT)[0]
+    if empty:
+        slot.low, slot.high = low, high
         state.used += 1
-    slots[i].value += value
-    slots[i].more += more
+    slot.value += count
+
+
+@inline
+def put_long(slot, text, length, state):
+    "Copies the bytes of a word to where its slot, at an address, says; the hash, which makes it known, is not yet there."
+    word = carray(pointer(slot), 1, LONG)[0]
+    word.at, word.length = state.arena + state.arena_used, length
+    copy_bytes(word.at, text, length)
+    state.arena_used += length
+    state.long_used += 1
 
 
 @jit
-def add_long(text, length, h, value, more, state):
-    "The same for a long word, whose bytes are copied."
-    i = find_long(state, text, length, h)
-    slot = carray(pointer(state.longs), state.num_longs, LONG)[i]
-    if slot.hash == 0:
-        slot.hash, slot.at, slot.length = h, state.arena_used, length
-        copy_bytes(state.arena + state.arena_used, text, length)
-        state.arena_used += length
-        state.long_used += 1
-    slot.value += value
-    slot.more += more
+def add_long(text, length, h, count, state):
+    "The same for a long word."
+    slot, empty = find_long(state, text, length, h)
+    word = carray(pointer(slot), 1, LONG)[0]
+    if empty:
+        put_long(slot, text, length, state)
+        word.hash = h
+    word.value += count
 
 
 @inline
@@ -867,34 +942,51 @@ def copy_bytes(target, source, length):
 
 @jit
 def absorb_short(address, other_address):
-    "Adds all short words of another state to this one's, which has room."
+    "Adds the counts of all short words of another state to this one's, which has room."
     state, other = state_at(address), state_at(other_address)
-    slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    other_slots = carray(pointer(other.slots), other.num_slots, SLOT)
-    for k in range(other.num_slots):
-        even = other_slots[k & ~1]  # a word there whose home is odd came after the one beside it
-        later = even.high != 0 and home_of(even.low, even.high, other.shift) & 1
-        theirs = other_slots[k ^ later]  # who came first does so again: seen early means seen often
+    for theirs in carray(pointer(other.slots), other.num_slots, SLOT):
         if theirs.high != 0:
-            i = find(slots, home_of(theirs.low, theirs.high, state.shift), theirs.low, theirs.high)
-            add_short(slots, i, theirs.low, theirs.high, theirs.value, theirs.more, state)
+            home = home_of(theirs.low, theirs.high, state.shift)
+            add_short(home, theirs.low, theirs.high, theirs.value, state)
 
 
 @jit
 def absorb_long(address, other_address):
-    "Adds all long words of another state to this one's, which has room."
+    "The same for long words."
     state, other = state_at(address), state_at(other_address)
     for theirs in carray(pointer(other.longs), other.num_longs, LONG):
         if theirs.hash != 0:
-            add_long(other.arena + theirs.at, theirs.length, theirs.hash, theirs.value, theirs.more, state)
+            add_long(theirs.at, theirs.length, theirs.hash, theirs.value, state)
+
+
+@inline
+def shift_for(num_slots):
+    "How far the bits of a product go right, so that as many stay as slots have numbers; `num_slots` is a power of two."
+    return np.uint64(64 - trailing_zeros(np.uint64(num_slots)))
 
 
 @jit
-def move_long(address, other_address):
-    "Moves slots of long words to a table that is empty. They are all different, so nobody looks at their letters."
-    state, other = state_at(address), state_at(other_address)
-    longs = carray(pointer(state.longs), state.num_longs, LONG)
-    for slot in carray(pointer(other.longs), other.num_longs, LONG):
+def move_short(old_slots, num_old, new_slots, num_slots):
+    "Moves all slots to a table that is empty. They are all different, so nobody looks at their keys."
+    old = carray(pointer(old_slots), num_old, SLOT)
+    slots = carray(pointer(new_slots), num_slots, SLOT)
+    old_shift, shift = shift_for(num_old), shift_for(num_slots)
+    for k in range(num_old):
+        even = old[k & ~1]  # a word there whose home is odd came after the one beside it
+        later = even.high != 0 and home_of(even.low, even.high, old_shift) & 1
+        slot = old[k ^ later]  # who came first does so again: seen early means seen often
+        if slot.high != 0:
+            home, k_new = home_of(slot.low, slot.high, shift), 0
+            while slots[nth(home, k_new, num_slots)].high != 0:
+                k_new += 1
+            slots[nth(home, k_new, num_slots)] = slot
+
+
+@jit
+def move_long(old_longs, num_old, new_longs, num_longs):
+    "The same for long words."
+    longs = carray(pointer(new_longs), num_longs, LONG)
+    for slot in carray(pointer(old_longs), num_old, LONG):
         if slot.hash != 0:
             i = home_of_long(slot.hash, len(longs))
             while longs[i].hash != 0:
@@ -916,18 +1008,116 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 HUGE = 1 << 21  # bytes in a large page
-SMALL = (1 << 12, 1 << 9, 1 << 12)  # slots, slots of long words, bytes for those
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c22
+SMALL = (1 << 12, 1 << 9, 1 << 12)  # slots, slots of long words, bytes in an arena, to begin with
+MOST_ARENA = 1 << 24  # bytes in an arena, unless a text needs more
+KINDS = ("slots", "used", "most"), ("longs", "long_used", "most_long")  # a table, and what counts its words
 
 
-class Memory:
-    "Owns a state and all that it points to; for one thread at a time."
+class Tables:
+    "Where words are kept: by one memory, or by several whose threads work at the same time."
 
     FULL = 0.8  # share of slots in use at most: searches stay short
+
+    def __init__(self, num_slots: int = SMALL[0], num_longs: int = SMALL[1]):  # powers of two
+        self.slots, self.longs = zeros(num_slots, SLOT), zeros(num_longs, LONG)
+        self.users, self.turn = [], threading.Lock()
+        self.arenas, self.left = [], 0  # `left`: bytes in use in those that are full
+
+    def join(self, state: np.ndarray, arena_size: int) -> threading.Lock:  # to be held while kernels run
+        "Takes a memory in: its state will always say where the tables are, and how many words it may enter."
+        lock = threading.Lock()
+        with self.alone():
+            state["used"] = state["long_used"] = state["arena_used"] = 0
+            self.users.append((state, lock))
+            self.new_arena(state, arena_size)
+        return lock
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        "Changes may be made inside: whose kernels run stops after a batch, as if the tables were full, and waits."
+        with self.turn, ExitStack() as stopped:
+            users = [*self.users]
+            for state, _ in users:
+                state["most"] = 0
+            for _, lock in users:
+                stopped.enter_context(lock)
+            try:
+                yield
+            finally:
+                self.tell()
+
+    def total(self, name: str) -> int:
+        "Sum over all states."
+        return sum(int(state[name][0]) for state, _ in self.users)
+
+    def room(self, size: int, used: str) -> int:
+        "Words that a table of some size would have room for beside those in it."
+        return int(self.FULL * size) - self.total(used)
+
+    def tell(self) -> None:
+        "Writes into the states where the tables are, and shares the room out evenly."
+        for table, used, most in KINDS:
+            array = getattr(self, table)
+            share = self.room(len(array), used) // max(1, len(self.users))
+            for state, _ in self.users:
+                state[table], state["num_" + table] = array.ctypes.data, len(array)
+                state[most] = state[used] + share
+        for state, _ in self.users:
+            state["shift"] = shift_for(len(self.slots))
+
+    def roomy(self) -> bool:
+        "Whether to share the room out anew would be enough: for a while, and not only for a batch or two."
+        while_ = 16 * BATCH * len(self.users)
+        sizes = ((len(getattr(self, table)), used) for table, used, _ in KINDS)
+        return all(self.room(size, used) >= max(while_, size // 16) for size, used in sizes)
+
+    def wanted_sizes(self, *words: int) -> list[int]:
+        "Sizes of tables with room for so many more words, short and long, and for a batch of each user."
+        wanted = []
+        for (table, used, _), more in zip(KINDS, words, strict=True):
+            size = len(getattr(self, table))
+            while self.room(size, used) < max(more, BATCH * len(self.users)):
+                size *= 2
+            wanted.append(size)
+        return wanted
+
+    def grow(self, words: int, long_words: int) -> None:
+        "Makes sure that so many more fit, moving what is there to larger tables. For who is alone."
+        wanted = self.wanted_sizes(words, long_words)
+        for (table, _, _), size, move_all in zip(KINDS, wanted, (move_short, move_long), strict=True):
+            old = getattr(self, table)
+            if size > len(old):
+                new = zeros(size, old.dtype)
+                move_all(old.ctypes.data, len(old), new.ctypes.data, size)
+                setattr(self, table, new)
+        self.tell()
+
+    def new_arena(self, state: np.ndarray, size: int) -> None:
+        "Gives a memory room for bytes. What is in its last arena stays there. For who is alone."
+        arena = zeros(size + PAD, np.dtype(np.uint8))
+        self.left += int(state["arena_used"][0])
+        self.arenas.append(arena)
+        state["arena"], state["arena_size"], state["arena_used"] = arena.ctypes.data, size, 0
+
+    def empty(self) -> None:
+        "Forgets all words, and keeps tables and the latest arenas. For who is alone."
+        for array in (self.slots, self.longs):
+            array.view(np.uint8)[:] = 0
+        for state, _ in self.users:
+            state["used"] = state["long_used"] = state["arena_used"] = 0
+        latest = {int(state["arena"][0]) for state, _ in self.users}
+        self.arenas, self.left = [arena for arena in self.arenas if arena.ctypes.data in latest], 0
+
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c24
+class Memory:
+    "Owns a state and all that it points to but the tables; for one thread at a time."
 
     def __init__(
         self,
         pattern: tuple[int, int, int] = (0, 0, 0),  # GPT-4's? then: digits in a group, the end in one piece?
-        sizes: tuple[int, int, int] = SMALL,  # of the tables, to begin with
+        tables: Tables | None = None,  # which other memories may use, too; None: some of its own
     ):
         self.state = np.zeros(1, STATE)
         self.address = self.state.ctypes.data
@@ -938,7 +1128,7 @@ class Memory:
         self.own("keys", np.zeros(BATCH, KEY))
         self.own("homes", np.zeros(BATCH, np.int64))
         self.own("distant", np.zeros(BATCH, np.int64))
-        self.make_tables(*sizes)
+        self.use(tables or Tables())
         self.make_buffer(1 << 12)
 
     def own(self, name: str, array: np.ndarray) -> None:
@@ -946,32 +1136,9 @@ class Memory:
         setattr(self, name, array)
         self.state[name] = array.ctypes.data
 
-    def make_slots(self, num_slots: int) -> None:
-        "An empty table of short words; sizes are powers of two."
-        self.own("slots", zeros(num_slots, SLOT))
-        self.state["num_slots"], self.state["used"] = num_slots, 0
-        self.state["shift"] = 65 - num_slots.bit_length()  # keeps as many top bits as slots have numbers
-
-    def make_longs(self, num_longs: int) -> None:
-        "The same for long words."
-        self.own("longs", zeros(num_longs, LONG))
-        self.state["num_longs"] = num_longs
-
-    def make_arena(self, arena_size: int) -> None:
-        "Room for the bytes of those."
-        self.own("arena", zeros(arena_size + PAD, np.dtype(np.uint8)))
-        self.state["arena_size"] = arena_size
-
-    def make_tables(self, num_slots: int, num_longs: int, arena_size: int) -> None:
-        "Empty tables."
-        self.make_slots(num_slots)
-        self.make_longs(num_longs)
-        self.make_arena(arena_size)
-        self.state["long_used"] = self.state["arena_used"] = 0
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:  # slots, slots of long words, bytes for those
-        return tuple(int(self.state[name][0]) for name in ("num_slots", "num_longs", "arena_size"))
+    def use(self, tables: Tables) -> None:
+        "Works with these tables from now on."
+        self.tables, self.lock = tables, tables.join(self.state, SMALL[2])
 
     def make_buffer(self, size: int) -> None:
         "Room for a text of `size` bytes."
@@ -981,38 +1148,27 @@ class Memory:
 
     def __len__(self) -> int:
         "Number of different words."
-        return int(self.state["used"][0] + self.state["long_used"][0])
+        return self.tables.total("used") + self.tables.total("long_used")
+
+    def lacks(self, num_bytes: int) -> bool:
+        "Whether a batch of words, or so many bytes, have no room. Waits for who is just changing that."
+        with self.tables.turn:
+            short = any(self.state[used][0] + BATCH > self.state[most][0] for _, used, most in KINDS)
+            return short or bool(self.state["arena_used"][0] + num_bytes > self.state["arena_size"][0])
 
 # %% ../nbs/01a_bpe_engine.ipynb #5f145fac
-def wanted_sizes(self: Memory, words: int, long_words: int, long_bytes: int) -> tuple[int, int, int]:
-    "Sizes of tables that have room for so many more."
-    used = (self.state[name][0] for name in ("used", "long_used", "arena_used"))
-    wanted = []
-    for size, full, have, more in zip(
-        self.sizes, (self.FULL, self.FULL, 1), used, (words, long_words, long_bytes), strict=True
-    ):
-        while have + more > full * size:
-            size *= 2
-        wanted.append(size)
-    return tuple(wanted)
+def grow(self: Memory, words: int, long_words: int, num_bytes: int) -> None:
+    "Makes sure that so many more words fit, and bytes. For who is alone."
+    self.tables.grow(words, long_words)
+    used, size = (int(self.state[name][0]) for name in ("arena_used", "arena_size"))
+    if used + num_bytes > size:
+        self.tables.new_arena(self.state, max(2 * num_bytes, min(2 * size, MOST_ARENA)))
 
 
-def reserve(self: Memory, words: int, long_words: int, long_bytes: int) -> None:
-    "Makes sure that so many more fit, moving what is there to larger tables."
-    wanted = self.wanted_sizes(words, long_words, long_bytes)
-    num_slots, num_longs, arena_size = self.sizes
-    old_state, old_arrays = self.state.copy(), (self.slots, self.longs, self.arena)
-    if wanted[0] > num_slots:
-        self.make_slots(wanted[0])
-        absorb_short(self.address, old_state.ctypes.data)
-    if wanted[1] > num_longs:
-        self.make_longs(wanted[1])
-        move_long(self.address, old_state.ctypes.data)
-    if wanted[2] > arena_size:
-        used = int(self.state["arena_used"][0])
-        self.make_arena(wanted[2])
-        self.arena[:used] = old_arrays[2][:used]
-    del old_arrays  # alive until here: the old state points to them
+def reserve(self: Memory, words: int, long_words: int, num_bytes: int) -> None:
+    "The same for anybody."
+    with self.tables.alone():
+        self.grow(words, long_words, num_bytes)
 
 
 def read(self: Memory, data: bytes | int, file=None) -> int:
@@ -1028,7 +1184,7 @@ def read(self: Memory, data: bytes | int, file=None) -> int:
     return n
 
 
-Memory.wanted_sizes, Memory.reserve, Memory.read = wanted_sizes, reserve, read
+Memory.grow, Memory.reserve, Memory.read = grow, reserve, read
 
 # %% ../nbs/01a_bpe_engine.ipynb #0d0c3012
 @inline
@@ -1068,9 +1224,10 @@ def count_known(j, words, keys, homes):
     "Adds 1 to the value of words that are in their home slots or the partners of those; -> the first that is not."
     while j < words:
         home, key = np.int64(load64(homes + 8 * j)), keys + KEY_BYTES * j
-        if not equal16(home, key):
+        low, high = load64(key), load64(key + HIGH_AT)
+        if not has_key(home, low, high):
             home ^= SLOT_BYTES
-            if load64(key + 8) == ZERO or not equal16(home, key):
+            if high == ZERO or not has_key(home, low, high):
                 break
         store64(home + VALUE_AT, load64(home + VALUE_AT) + ONE)
         j += 1
@@ -1082,19 +1239,14 @@ def count_elsewhere(text, j, state):
     "Counts a word that is not in its home slot."
     start, length, low, high, home = word_at(j, state)
     if high == 0:
-        return add_long(text + start, length, low, ONE, ZERO, state)
-    slots = carray(pointer(state.slots), state.num_slots, SLOT)
-    k = find(slots, (home - state.slots) // SLOT_BYTES, low, high)
-    add_short(slots, k, low, high, ONE, ZERO, state)
+        return add_long(text + start, length, low, ONE, state)
+    add_short((home - state.slots) // SLOT_BYTES, low, high, ONE, state)
 
 
 @inline
 def has_room(state):
     "Whether the tables have room for a batch of new words."
-    return (
-        10 * (state.used + BATCH) <= 8 * state.num_slots
-        and 10 * (state.long_used + BATCH) <= 8 * state.num_longs
-    )
+    return state.used + BATCH <= state.most and state.long_used + BATCH <= state.most_long
 
 
 @jit
@@ -1253,7 +1405,7 @@ def list_words(address, symbols, scratch):
         if slot.hash != 0:
             at = begin_head(symbols, at, slot.value, slot.length)
             for j in range(slot.length):
-                symbols[at + j] = load8(state.arena + slot.at + j)
+                symbols[at + j] = load8(slot.at + j)
             at += slot.length
 
 
@@ -1263,7 +1415,9 @@ def listed(
 ) -> np.ndarray:  # (sum of lengths and heads,)
     "The counted words: of each its head, then its bytes."
     dtype = np.dtype(dtype)
-    num_bytes = int((self.slots["high"] >> np.uint64(56)).sum()) + int(self.longs["length"].sum())
+    num_bytes = int((self.tables.slots["high"] >> np.uint64(56)).sum()) + int(
+        self.tables.longs["length"].sum()
+    )
     size = num_bytes + len(self) * (HEAD_BYTES // dtype.itemsize)
     symbols = zeros(size + PAD, dtype)[:size]
     list_words(self.address, symbols, np.zeros(16, np.uint8))
@@ -1772,7 +1926,7 @@ def train(
         raise ValueError(
             f"at most {MOST_SYMBOLS:,} symbols in different words can be numbered, got {len(symbols):,}"
         )
-    counted.make_tables(*SMALL)
+    counted.use(Tables())  # its memory is free while merges are learned
     vocab, first, text, merges = learn(symbols, len(tokens), vocab_size, first, text)
     spelled, cuts = text.tobytes(), first.tolist()
     tokens = [spelled[cuts[t] : cuts[t + 1]] for t in range(vocab)]
@@ -2057,6 +2211,8 @@ LANE_BYTES = LANE.itemsize
 # %% ../nbs/01a_bpe_engine.ipynb #e7cdf236
 COUNT_AT = 14  # where in a value the number of ids is
 WAITS, MOST_IDS = 0xFFFF, 0xFFFE  # that number while the ids are not there yet; the greatest otherwise
+TAKEN = np.uint64(WAITS << 48)  # so the 8 bytes look that end with it, in a slot just taken
+MORE_AT = 8  # where in a value they begin
 
 
 @inline
@@ -2080,68 +2236,81 @@ def write_ids(n, out, state):
 
 
 @inline
-def set_count(value, n):
-    carray(pointer(value + COUNT_AT), 1, np.uint16)[0] = n
-
-
-@inline
 def remember(value, ids, n, state):
-    "Fills a value with n ids."
-    set_count(value, n)
+    "Fills a value with n ids. Their number comes last: who sees it finds them there."
     if n <= state.inline:
         put_ids(ids, n, value, state)
     else:
-        store64(value, np.uint64(state.ids_used))
-        put_ids(ids, n, state.ids + (state.ids_used << state.width), state)
-        state.ids_used += n
+        place = (state.arena + state.arena_used + 3) & ~3  # where numbers of 4 bytes may lie
+        store64(value, np.uint64(place))
+        state.arena_used = put_ids(ids, n, place, state) - state.arena
+    store16_last(value + COUNT_AT, n)
+
+
+@inline
+def short_value(low, high, state):
+    "(address of a short word's value, whether the word is new): a new one is entered, and waits. There must be room."
+    home = home_of(low, high, state.shift)
+    slot, empty = find(home, low, high, state)
+    while empty and not claim64(slot + VALUE_AT + MORE_AT, TAKEN):
+        slot, empty = find(home, low, high, state)  # another thread has it, and writes its key in a moment
+    if empty:
+        store64(slot, low)
+        store64_last(slot + HIGH_AT, high)
+        state.used += 1
+    return slot + VALUE_AT, empty
+
+
+@inline
+def long_value(text, length, h, state):
+    "The same for a long word."
+    slot, empty = find_long(state, text, length, h)
+    while empty and not claim64(slot + LONG_VALUE_AT + MORE_AT, TAKEN):
+        slot, empty = find_long(state, text, length, h)
+    if empty:
+        put_long(slot, text, length, state)
+        store64_last(slot + HASH_AT, h)
+    return slot + LONG_VALUE_AT, empty
 
 
 @inline
 def value_of(text, length, low, high, state):
-    "(address of a word's value, whether the word is new): a new one is entered, with an empty value. There must be room."
-    if high != 0:
-        slots = carray(pointer(state.slots), state.num_slots, SLOT)
-        k = find(slots, home_of(low, high, state.shift), low, high)
-        new = slots[k].high == 0
-        if new:
-            add_short(slots, k, low, high, ZERO, ZERO, state)
-        return state.slots + SLOT_BYTES * k + VALUE_AT, new
-    k = find_long(state, text, length, low)
-    new = carray(pointer(state.longs), state.num_longs, LONG)[k].hash == 0
-    if new:
-        add_long(text, length, low, ZERO, ZERO, state)
-    return state.longs + LONG_BYTES * k + LONG_VALUE_AT, new
+    "The same for any word."
+    if high != ZERO:
+        return short_value(low, high, state)
+    return long_value(text, length, low, state)
 
 
 @inline
-def emit(out, value, ids, width, inline_ids):
+def emit(out, value, width, inline_ids):
     "Writes the ids of a value; -> the address behind them. Up to 16 bytes too many: `out` has PAD."
+    n = load16_first(value + COUNT_AT)
     copy16(out, value)
-    n = load16(value + COUNT_AT)
     if n > inline_ids:
-        copy_bytes(out, ids + (np.int64(load64(value)) << width), n << width)
+        copy_bytes(out, np.int64(load64(value)), n << width)
     return out + (n << width)
 
 # %% ../nbs/01a_bpe_engine.ipynb #75096c36
 @jit
-def emit_known(j, words, keys, homes, out, ids, width, inline_ids):
+def emit_known(j, words, keys, homes, out, width, inline_ids):
     "Writes the ids of words that `count_known` would find; -> (the first that is elsewhere, or waits, address behind the ids)."
     few = 8 >> width  # ids that nearly every word has at most; in 8 bytes
     while j < words:
         home, key = np.int64(load64(homes + 8 * j)), keys + KEY_BYTES * j
-        if not equal16(home, key):
+        low, high = load64(key), load64(key + HIGH_AT)
+        if not mostly(has_key(home, low, high)):
             home ^= SLOT_BYTES
-            if load64(key + 8) == ZERO or not equal16(home, key):
+            if high == ZERO or not has_key(home, low, high):
                 break
         value = home + VALUE_AT
+        n = load16_first(value + COUNT_AT)
         store64(out, load64(value))
-        n = load16(value + COUNT_AT)
-        if n > few:  # all that is rare is asked at once
+        if not mostly(n <= few):  # all that is rare is asked at once
             if n == WAITS:
                 break
             copy16(out, value)
             if n > inline_ids:
-                copy_bytes(out, ids + (np.int64(load64(value)) << width), n << width)
+                copy_bytes(out, np.int64(load64(value)), n << width)
         out += n << width
         j += 1
     return j, out
@@ -2155,50 +2324,32 @@ def emit_elsewhere(text, j, out, state):
     if length > MOST_IDS:
         return write_ids(merge_word(text, length, state), out, state)
     value, new = value_of(text, length, low, high, state)
-    if new and length > FEW:
-        n = merge_word(text, length, state)
-        remember(value, carray(pointer(state.symbols), n, np.int64), n, state)
-        tell(text, length, value, state)
-    elif new or load16(value + COUNT_AT) == WAITS:
+    if load16_first(value + COUNT_AT) != WAITS:
+        return emit(out, value, state.width, state.inline)
+    if length <= FEW:
         return leave_gap(text, length, value, new, out, state)
-    return emit(out, value, state.ids, state.width, state.inline)
+    n = merge_word(text, length, state)
+    if new:  # or else another thread is about to remember it
+        remember(value, carray(pointer(state.symbols), n, np.int64), n, state)
+    return write_ids(n, out, state)
 
 # %% ../nbs/01a_bpe_engine.ipynb #1a9e5c05
 @inline
 def leave_gap(text, length, value, new, out, state):
     "Notes a word whose ids belong at address `out`; -> `out`, where the next word's ids go for now."
-    word = carray(pointer(state.new), BATCH + ENOUGH, NEW)[state.waiting]
+    words = carray(pointer(state.new), BATCH + ENOUGH, NEW)
+    word = words[state.waiting]
     word.out, word.text, word.length, word.value, word.like = out, text, length, value, -1
     if new:
-        set_count(value, WAITS)
         store64(value, np.uint64(state.waiting))
     else:
-        word.like = np.int64(load64(value))
+        like = np.int64(load64_first(value))
+        if 0 <= like < state.waiting and words[like].value == value:
+            word.like = like
+        else:  # another thread has it waiting, and will remember it
+            word.value = 0
     state.waiting += 1
     return out
-
-
-@inline
-def rows_for(num_bytes):
-    "Rows of news that so many bytes take."
-    return (num_bytes + SLOT_BYTES - 1) // SLOT_BYTES
-
-
-@jit
-def tell(text, length, value, state):
-    "Copies a new word for other threads: its slot; its letters, if the key has not got them; its ids, if the value has not."
-    n = load16(value + COUNT_AT)
-    letters = length if length > SHORT else 0
-    ids = n << state.width if n > state.inline else 0
-    behind = 1 + rows_for(letters)
-    if state.told + behind + rows_for(ids) <= state.num_news:  # or they must merge it, too
-        row = state.news + SLOT_BYTES * state.told
-        copy16(row, value - (LONG_VALUE_AT if letters else VALUE_AT))
-        copy16(row + VALUE_AT, value)
-        copy_bytes(row + SLOT_BYTES, text, letters)
-        if ids:
-            copy_bytes(row + SLOT_BYTES * behind, state.ids + (np.int64(load64(value)) << state.width), ids)
-        state.told += behind + rows_for(ids)
 
 
 @jit
@@ -2208,8 +2359,8 @@ def fill_gaps(out, state):
     merge_together(state)
     for w in range(state.waiting):
         if new[w].like < 0:
-            remember(new[w].value, new[w].ids, new[w].count, state)
-            tell(new[w].text, new[w].length, new[w].value, state)
+            if new[w].value:
+                remember(new[w].value, new[w].ids, new[w].count, state)
         else:
             like = new[new[w].like]
             new[w].count = like.count
@@ -2250,8 +2401,9 @@ def remember_all(address, text, starts, ids):
         at, length, symbols[0] = text + starts[w], starts[w + 1] - starts[w], ids[w]
         if length <= MOST_IDS:
             low, high = key_of_word(at, length, state)
-            value, _ = value_of(at, length, low, high, state)
-            remember(value, symbols, 1, state)
+            value, new = value_of(at, length, low, high, state)
+            if new:
+                remember(value, symbols, 1, state)
 
 # %% ../nbs/01a_bpe_engine.ipynb #2c936e4d
 @inline
@@ -2259,8 +2411,8 @@ def fetch_ids(state):
     "Asks for the ids of a batch's long words that are at home, where those are too many for a slot."
     for k in range(state.num_distant):
         value = np.int64(load64(state.distant + 8 * k)) + LONG_VALUE_AT
-        if load16(value + COUNT_AT) > state.inline:
-            prefetch(state.ids + (np.int64(load64(value)) << state.width))
+        if load16_first(value + COUNT_AT) > state.inline:
+            prefetch(np.int64(load64(value)))
 
 
 @jit
@@ -2269,17 +2421,17 @@ def encode_segment(text, n, out, state):
 
     Stops at state.byte if the tables need room.
     """
-    keys, homes, ids, width, inline_ids = state.keys, state.homes, state.ids, state.width, state.inline
+    keys, homes, width, inline_ids = state.keys, state.homes, state.width, state.inline
     i, filled = state.byte, state.begun
     if i == 0:
         begin_text(state)
     while i < n and has_room(state):
         i, words = next_batch(text, i, n, filled, state)
         fetch_ids(state)
-        j, out = emit_known(0, words, keys, homes, out, ids, width, inline_ids)
+        j, out = emit_known(0, words, keys, homes, out, width, inline_ids)
         while j < words:
             out = emit_elsewhere(text, j, out, state)
-            j, out = emit_known(j + 1, words, keys, homes, out, ids, width, inline_ids)
+            j, out = emit_known(j + 1, words, keys, homes, out, width, inline_ids)
         if too_many_gaps(out, state):
             out = fill_gaps(out, state)
         filled = carry_over(words, state)
@@ -2289,8 +2441,8 @@ def encode_segment(text, n, out, state):
 
 @inline
 def has_room_for(n, state):
-    "Whether there is room for the bytes and ids of long words, if all n bytes are such."
-    return state.arena_used + n <= state.arena_size and state.ids_used + n <= state.ids_size
+    "Whether there is room for the letters and ids of n bytes, if all is new; 2: up to 3 bytes lie idle before many ids."
+    return state.arena_used + 2 * n + (n << state.width) <= state.arena_size
 
 
 @jit
@@ -2344,21 +2496,21 @@ class Coder(Memory):
         whole: dict[bytes, int] | None = None,  # pre-tokens that are not to be merged, and their ids
         places: tuple[np.ndarray, np.ndarray]
         | None = None,  # `place_pairs(merges)`, if that is known already
+        tables: Tables | None = None,  # of another coder for the same vocabulary, to work beside it
     ):
         self.special, self.whole = Special(special), whole or {}
         greatest = max(*byte_ids, merges.max(initial=0), *special.values(), *self.whole.values())
         self.dtype = np.dtype(np.uint16 if greatest < 1 << 16 else np.uint32)
-        super().__init__(pattern)
+        super().__init__(pattern, tables=tables)
         self.state["width"] = self.dtype.itemsize.bit_length() - 1  # log2: a shift does what a product would
         self.state["inline"] = COUNT_AT // self.dtype.itemsize
         self.own("byte_ids", np.array(byte_ids, np.int64))
         self.own("new", np.zeros(BATCH + ENOUGH, NEW))
         self.own("lanes", np.zeros(LANES, LANE))
-        self.inbox = deque(maxlen=64)  # of news from other threads; nobody need read them
-        self.pages = []  # arrays for our own that nobody is reading
+
         self.make_ranks(merges.reshape(-1, 3), places)
-        self.make_ids(1 << 12)
-        self.remember_whole()
+        with self.tables.alone():
+            self.remember_whole()
 
     def make_ranks(self, merges: np.ndarray, places: tuple[np.ndarray, np.ndarray] | None) -> None:
         "Tables that tell when a pair was learned, and what it becomes."
@@ -2381,12 +2533,8 @@ class Coder(Memory):
         if self.whole:
             text = np.frombuffer(b"".join(self.whole) + bytes(PAD), np.uint8)
             starts, ids = np.cumsum([0, *map(len, self.whole)]), np.array([*self.whole.values()], np.int64)
-            super().reserve(len(ids), len(ids), len(text))
+            super().grow(len(ids), len(ids), len(text))
             remember_all(self.address, text.ctypes.data, starts, ids)
-
-    def make_ids(self, size: int) -> None:
-        self.own("ids", zeros(size + PAD, self.dtype))
-        self.state["ids_size"], self.state["ids_used"] = size, 0
 
     @staticmethod
     def room(num_bytes: int) -> int:
@@ -2401,39 +2549,32 @@ class Coder(Memory):
         self.own("heap", np.empty(2 * size, np.int64))
 
     def forget(self) -> None:
-        "Empties the cache, in place."
-        for array in (self.slots, self.longs):
-            array.view(np.uint8)[:] = 0
-        for name in ("used", "long_used", "arena_used", "ids_used"):
-            self.state[name] = 0
+        "Empties the cache, in place. For who is alone."
+        self.tables.empty()
         self.remember_whole()
 
-    def slots_worth(self, *sizes: int) -> int:  # slots, slots of long words, bytes and ids in their arenas
-        "The largest of four sizes, in slots. Not given: of what is in use."
-        sizes = sizes or [
-            int(self.state[name][0]) for name in ("used", "long_used", "arena_used", "ids_used")
-        ]
-        return max(sizes[0], 2 * sizes[1], sizes[2] // 16, sizes[3] // 16)
+    def slots_worth(self, num_slots: int, num_longs: int, num_bytes: int) -> int:
+        "The largest of three sizes, in slots."
+        return max(num_slots, 2 * num_longs, num_bytes // 48)
 
-    def reserve(self, words: int, long_words: int, long_bytes: int) -> None:
-        "Makes room for that, and for as many ids as bytes. Forgets when tables would be too large, or memory is short."
-        used, size = int(self.state["ids_used"][0]), len(self.ids) - PAD
-        wanted = self.wanted_sizes(words, long_words, long_bytes)
-        while used + long_bytes > size:
-            size *= 2
+    def bytes_for(self, n: int) -> int:
+        "Bytes of an arena that n bytes of text may need, see `has_room_for`."
+        return (2 + self.dtype.itemsize) * n
+
+    def grow(self, words: int, long_words: int, n: int) -> None:
+        "Makes room for words of n bytes and their ids. Forgets when tables would be too large, or memory is short."
+        num_bytes = self.tables.left + self.tables.total("arena_used") + self.bytes_for(n)
         can_forget = len(self) > len(self.whole)
-        if not can_forget or self.slots_worth(*wanted, size) <= self.LIMIT:
+        if not can_forget or self.LIMIT >= self.slots_worth(
+            *self.tables.wanted_sizes(words, long_words), num_bytes
+        ):
             try:
-                if size > len(self.ids) - PAD:
-                    old = self.ids
-                    self.make_ids(size)
-                    self.ids[:used], self.state["ids_used"] = old[:used], used
-                return super().reserve(words, long_words, long_bytes)
+                return super().grow(words, long_words, self.bytes_for(n))
             except (MemoryError, OSError):  # the second from mmap
                 if not can_forget:
                     raise
         self.forget()
-        self.reserve(words, long_words, long_bytes)  # of empty tables
+        super().grow(words, long_words, self.bytes_for(n))  # of empty tables
 
 # %% ../nbs/01a_bpe_engine.ipynb #cfb2e6dd
 def encode(self: Coder, data: bytes) -> list[int]:
@@ -2445,7 +2586,8 @@ def encode(self: Coder, data: bytes) -> list[int]:
                 break
         else:
             self.buffer[:n] = data
-            num_ids = encode_text(self.address, n)
+            with self.lock:
+                num_ids = encode_text(self.address, n)
             if num_ids >= 0:
                 return self.out[:num_ids].tolist()
     return self.encode_array(data).tolist()
@@ -2466,16 +2608,27 @@ def encode_array(
     self.state["out"] = target.ctypes.data
     try:
         segments, go_on = self.special.segments(self.text.ctypes.data, n), False
-        while (num_ids := encode_segments(self.address, segments, n, go_on)) < 0:
-            more = min(n // 4, 1 << 18)  # to grow seldom; but what a megabyte may bring is enough at once
-            self.reserve(BATCH + more, BATCH + n // 64, n)
+        while True:
+            with self.lock:
+                num_ids = encode_segments(self.address, segments, n, go_on)
+            if num_ids >= 0:
+                return target[:num_ids]
+            self.make_room(n)
             go_on = True
     finally:
         self.state["out"] = self.out.ctypes.data
-    return target[:num_ids]
 
 
-Coder.encode, Coder.encode_array = encode, encode_array
+def make_room(self: Coder, n: int) -> None:
+    "Called when kernels have stopped in a text of n bytes; if that was for another thread's sake, all is done already."
+    if self.lacks(self.bytes_for(n)):
+        words, long_words = BATCH, BATCH
+        if not self.tables.roomy():  # to grow seldom; but what a megabyte may bring is enough at once
+            words, long_words = BATCH + min(n // 4, 1 << 18), BATCH + n // 64
+        self.reserve(words, long_words, n)
+
+
+Coder.encode, Coder.encode_array, Coder.make_room = encode, encode_array, make_room
 
 # %% ../nbs/01a_bpe_engine.ipynb #65e482e3
 class Crew:
@@ -2502,116 +2655,12 @@ class Crew:
         first = max(self.all, key=len, default=None) or self.make()
         for memory in self.all:
             if memory is not first:
-                first.reserve(
-                    len(memory), int(memory.state["long_used"][0]), int(memory.state["arena_used"][0])
-                )
+                long_bytes = memory.tables.left + memory.tables.total("arena_used")
+                first.reserve(len(memory), memory.tables.total("long_used"), long_bytes)
                 absorb_short(first.address, memory.address)
                 absorb_long(first.address, memory.address)
         self.all = [first]
         return first
-
-# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c11
-MOST_NEWS = 1 << 16  # rows to write down a piece's words in; two megabytes seldom fill more
-
-
-@inline
-def home_of_news(word, state):
-    "Address of the slot where the search for a word begins that another thread has told."
-    if word.high >> np.uint64(56):  # the length of a short word
-        return state.slots + SLOT_BYTES * home_of(word.low, word.high, state.shift)
-    return state.longs + LONG_BYTES * home_of_long(word.low, state.num_longs)
-
-
-@inline
-def size_of_news(word):
-    "(bytes of a word's letters that are not in its slot, number of its ids)"
-    short = word.high >> np.uint64(56) != 0
-    return 0 if short else np.int64(word.high), np.int64(word.more >> np.uint64(48))
-
-
-@inline
-def fetch_ahead(words, ahead, stop, state):
-    "Asks for the slots of the words in rows ahead ... stop - 1; -> the row of the word behind them."
-    while ahead < stop:
-        home = home_of_news(words[ahead], state)
-        prefetch(home)
-        prefetch(home + LONG_BYTES - 1)
-        length, n = size_of_news(words[ahead])
-        ahead += 1 + rows_for(length) + (rows_for(n << state.width) if n > state.inline else 0)
-    return ahead
-
-
-@jit
-def enter_all(address, news, first, num_news):
-    "Enters words that another thread has learned, unless they are known; -> the first for which there is no room."
-    state, words, w, ahead = state_at(address), carray(pointer(news), num_news, SLOT), first, first
-    while w < num_news and has_room(state):
-        ahead = fetch_ahead(words, ahead, min(w + 32, num_news), state)  # they come meanwhile
-        word, (length, n) = words[w], size_of_news(words[w])
-        if not has_room_for(length + SHORT, state):
-            break
-        letters = news + SLOT_BYTES * (w + 1)
-        ids = letters + SLOT_BYTES * rows_for(length)
-        value, new = value_of(letters, length, word.low, ZERO if length else word.high, state)
-        if new:
-            store64(value, word.value)
-            store64(value + 8, word.more)
-        if n > state.inline:
-            if new:
-                store64(value, np.uint64(state.ids_used))
-                copy_bytes(state.ids + (state.ids_used << state.width), ids, n << state.width)
-                state.ids_used += n
-            ids += SLOT_BYTES * rows_for(n << state.width)
-        w = (ids - news) // SLOT_BYTES
-    return w
-
-
-def hear(self: Coder) -> None:
-    "Enters the news; from now on writes down its own. A cache that is nearly full listens no more: it would forget sooner."
-    if not self.state["num_news"][0]:
-        self.turn_page()
-        enter_all(self.address, self.news.ctypes.data, 0, 0)  # compiled code is loaded now, not amid the work
-    while self.inbox:
-        news, done = self.inbox.popleft(), 0
-        while done < len(news) and 4 * self.slots_worth() < 3 * self.LIMIT:
-            done = enter_all(self.address, news.ctypes.data, done, len(news))
-            if done < len(news):
-                self.reserve(
-                    2 * BATCH, 2 * BATCH, SLOT_BYTES * len(news)
-                )  # as many bytes and ids as rows hold
-
-
-def turn_page(self: Coder) -> None:
-    "From now on writes news to another array."
-    self.own("news", self.pages.pop() if self.pages else np.empty(MOST_NEWS, SLOT))
-    self.state["num_news"], self.state["told"] = len(self.news), 0
-
-
-def collect_news(self: Coder) -> np.ndarray:
-    "What was written down since the last time."
-    news = self.news[: self.state["told"][0]]
-    if len(news):  # when everybody has dropped it, its memory can be used again
-        finalize(news, self.pages.append, self.news)
-        self.turn_page()
-    return news
-
-
-def share(self: Crew, job: Callable[[Coder], object]):
-    "As a call, for coders that work beside each other: hears what the others have learned, does the job, tells them."
-
-    def listen_and_tell(coder):
-        coder.hear()
-        found = job(coder)
-        news = coder.collect_news()
-        for other in self.all:
-            if other is not coder and len(news):
-                other.inbox.append(news)
-        return found
-
-    return self(listen_and_tell)
-
-
-Coder.hear, Coder.turn_page, Coder.collect_news, Crew.share = hear, turn_page, collect_news, share
 
 # %% ../nbs/01a_bpe_engine.ipynb #176757fb
 def on_disk() -> bool:
@@ -2638,13 +2687,12 @@ def compile_all() -> None:
     memory.count(b"a b", Special({b"<|endoftext|>": 0}))
     other = Memory()
     memory.reserve(1 << 16, 1 << 16, 0)
+    absorb_short(memory.address, other.address)
     absorb_long(memory.address, other.address)
     train(memory, [bytes([byte]) for byte in range(256)], 258)
     coder = Coder(range(256), np.array([[97, 98, 256]]), {})
     coder.encode(b"ab" * 40)
     coder.encode_array(b"ab")
-    coder.inbox.append(np.array([(97, 1 << 56, 97, 1 << 48)], SLOT))  # "a", of one letter, has one id, 97
-    coder.hear()
 
 # %% ../nbs/01a_bpe_engine.ipynb #f6b12c5a
 def _stolen_time() -> float:  # [s]

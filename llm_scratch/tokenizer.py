@@ -750,7 +750,7 @@ def _coders(
             self._whole,
             fast.place_pairs(merges),
         )  # worked out once for all threads
-        self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, *known))
+        self._crew = fast.Crew(partial(fast.Coder, self._byte_ids, *known, tables=fast.Tables()))
     return None if os.environ.get("LLM_SCRATCH_ENGINE") == "plain" else self._crew or None
 
 # %% ../nbs/01_tokenizer.ipynb #03b253f4
@@ -909,7 +909,7 @@ def _encoded(
     known, dtype = engine_pattern(self.pattern) is not None, token_dtype(self.vocab_size)
     spare, encode_range = _Spare(dtype), partial(self._encode_range, path, dtype)
     if crew:
-        chunk_bytes, lend = _PIECE, crew.share if num_processes > 1 else crew
+        chunk_bytes, lend = _PIECE, crew
         encode_range = partial(self._encode_range_compiled, path, dtype, place=spare.take, lend=lend)
     spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
     with (
@@ -1007,8 +1007,8 @@ def encode_to_array(
 
     if num_threads == 1:
         place, lend, give_back, piece = joined.room, crew, lambda ids: None, 2 * _PIECE
-    else:  # between pieces, threads hear of each other's words
-        place, lend, give_back, piece = spare.take, crew.share, spare.give_back, _PIECE * 3 // 2
+    else:  # smaller: threads share a cache of the processor, too
+        place, lend, give_back, piece = spare.take, crew, spare.give_back, _PIECE * 3 // 2
     spans = file_ranges(path, self.special_tokens, min(piece, size // num_threads + 1))
     with _bytes_bar(progress, size, f"encoding {Path(path).name}") as bar:
         _each_span(encode_span, spans, num_threads, bar)

@@ -7,6 +7,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from unittest.mock import mock_open
 
@@ -19,6 +22,8 @@ from llm_scratch import tokenizer
 from llm_scratch.data import END, tales
 
 pytest.importorskip("numba")
+from numba import njit
+
 from llm_scratch import bpe_engine as engine
 
 PIECES = [
@@ -381,35 +386,207 @@ def test_new_words_that_wait(first_id, learned):
         assert fresh.encode("".join(piece).encode()) == [i for word in piece for i in ids_of(word)]
 
 
+def at_once(*jobs):
+    "Results of functions that run at the same time, each in a thread; the first error is raised."
+    start = threading.Barrier(len(jobs))
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [
+            done.result() for done in [pool.submit(lambda job=job: (start.wait(), job())[1]) for job in jobs]
+        ]
+
+
 @pytest.mark.parametrize("first_id", [0, 100_000])  # ids of 2 and of 4 bytes
-def test_coders_tell_each_other(first_id, learned, monkeypatch):
+@pytest.mark.parametrize(
+    "limit", [1 << 21, 1 << 12]
+)  # a cache that holds everything; one that is emptied again and again
+def test_coders_share_what_they_know(first_id, limit, learned, monkeypatch):
     vocab, merges = learned
     ids = {token: first_id + i for i, token in vocab.items()}
     rows = np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges])
-    make = lambda: engine.Coder([ids[bytes([byte])] for byte in range(256)], rows, {})
+    make = lambda tables=None: engine.Coder(
+        [ids[bytes([byte])] for byte in range(256)], rows, {}, tables=tables
+    )
     draw, judge = random.Random(2), make()
     words = [" " + "".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 90))) for _ in range(12_000)]
     texts = [
-        " ".join(words[k : k + 60]).encode() for k in range(0, len(words), 30)
+        "".join(words[k : k + 60]).encode() for k in range(0, len(words), 30)
     ]  # each word in two of them
     expected = [judge.encode(text) for text in texts]
-    for limit, most in ((engine.Coder.LIMIT, 5000), (engine.Coder.LIMIT, 5), (1 << 13, 5000), (1 << 12, 40)):
-        monkeypatch.setattr(engine.Coder, "LIMIT", limit)
-        monkeypatch.setattr(engine, "MOST_NEWS", most)
-        crew = engine.Crew(make)
-        crew.all = [make(), make(), make()]
-        for text, right in zip(texts, expected, strict=True):
-            crew.free = [draw.choice(crew.all)]
-            assert crew.share(lambda coder, text=text: coder.encode_array(text).tolist()) == right
-        assert all(len(coder.inbox) <= 64 for coder in crew.all)
-        if limit > 1 << 13 and most == 5000:  # all have heard of every word
-            for coder in crew.all:
-                coder.hear()
-                assert len(coder) == len(judge)
-    alone = make()
-    for coder in crew.all:
-        for text, right in zip(texts, expected, strict=True):
-            assert coder.encode(text) == right == alone.encode(text)
+    monkeypatch.setattr(engine.Coder, "LIMIT", limit)
+    emptied = []
+    for turn in range(3):
+        tables = engine.Tables(512, 64)
+        empty = tables.empty
+        tables.empty = lambda empty=empty: (emptied.append(1), empty())
+        coders = [make(tables) for _ in range(4)]
+
+        def work(k, coders=coders):  # two begin with the same words, two elsewhere
+            order = [*range(k // 2 * 100, len(texts)), *range(k // 2 * 100)]
+            return order, [coders[k].encode_array(texts[i]).tolist() for i in order]
+
+        for order, found in at_once(*(partial(work, k) for k in range(4))):
+            assert found == [expected[i] for i in order]
+        entered = np.count_nonzero(tables.slots["high"]) + np.count_nonzero(tables.longs["hash"])
+        assert len(coders[0]) == len(coders[3]) == entered  # nothing twice
+        counts, inline = tables.longs["more"] >> np.uint64(48), int(coders[0].state["inline"][0])
+        assert (
+            tables.longs["value"][counts > inline] % 4 == 0
+        ).all()  # addresses where numbers of 4 bytes may lie
+        in_arenas = tables.longs["length"].sum() + (
+            counts[counts > inline].sum() << int(coders[0].state["width"][0])
+        )
+        assert tables.left + tables.total("arena_used") >= in_arenas  # also what is in those that are full
+        if limit > 1 << 12:
+            assert entered == len(judge)
+            assert coders[turn].encode_array(b"".join(texts)).tolist() == [
+                i for found in expected for i in found
+            ]
+    assert bool(emptied) == (limit == 1 << 12)
+    assert len(tables.arenas) < 40
+
+
+@njit(nogil=True)
+def enter_in_step(address, text, starts, order, slots, mine, other):
+    "Enters words in some order, and notes where; waits for another thread again and again."
+    state = engine.state_at(address)
+    for k, w in enumerate(order):
+        if k % 4 == 0:
+            engine.store64_last(mine, np.uint64(k))
+            while engine.load64_first(other) < np.uint64(k):
+                pass
+        at, length = text + starts[w], starts[w + 1] - starts[w]
+        low, high = engine.key_of_word(at, length, state)
+        slots[w], _ = engine.value_of(at, length, low, high, state)
+    engine.store64_last(mine, engine.ALL)
+
+
+two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else False,
+                               reason="threads that wait for each other take turns on one core")  # fmt: skip
+
+
+@two_cores
+@pytest.mark.parametrize("lengths", [(1, 15), (16, 30)])
+@pytest.mark.parametrize("same", [True, False])  # words at the same time, or such as want the same slots
+def test_words_that_threads_enter_at_the_same_time(lengths, same):
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(lengths[0], lengths[1] + 1, 50_000)
+    starts = np.cumsum([0, *sizes])
+    for turn in range(8):
+        text = draw.integers(0, 256, starts[-1] + engine.PAD).astype(np.uint8)
+        text[draw.random(len(text)) < turn / 16] = 0  # zeros, too: an empty slot is full of them
+        words = [text[a:b].tobytes() for a, b in pairwise(starts.tolist())]
+        tables = engine.Tables(1 << 16, 1 << 16)  # so full that most words have to look for a place
+        coders = [engine.Coder(range(256), np.array([[97, 98, 256]]), {}, tables=tables) for _ in range(2)]
+        for coder in coders:
+            coder.reserve(0, 0, len(text))
+        found, steps = [np.zeros(len(words), np.int64) for _ in coders], np.zeros((2, 8), np.uint64)
+        home = {word: k for k, word in enumerate(words)}  # any order will do at first
+        orders = [np.array([*home.values()])] * 2
+        if not same:  # neighbors are entered by different threads, then each other's
+            alone = engine.Coder(
+                range(256), np.array([[97, 98, 256]]), {}, tables=engine.Tables(1 << 16, 1 << 16)
+            )
+            alone.reserve(0, 0, len(text))
+            places, step = np.zeros(len(words), np.int64), np.full(1, engine.ALL)
+            enter_in_step(alone.address, text.ctypes.data, starts, orders[0], places, *[step.ctypes.data] * 2)
+            by_home = orders[0][np.argsort(places[orders[0]])]
+            orders = [np.concatenate([by_home[k::2], by_home[1 - k :: 2]]) for k in (0, 1)]
+        jobs = (
+            partial(
+                enter_in_step,
+                coders[k].address,
+                text.ctypes.data,
+                starts,
+                orders[k],
+                found[k],
+                steps[k].ctypes.data,
+                steps[1 - k].ctypes.data,
+            )  # fmt: skip
+            for k in (0, 1)
+        )
+        at_once(*jobs)
+        assert len(coders[0]) == len(set(words)) <= 0.8 * (1 << 16)
+        assert (found[0] == found[1]).all() and len(set(found[0][orders[0]].tolist())) == len(set(words))
+
+
+@njit(nogil=True)
+def remember_one_by_one(address, values, ids, n):
+    state = engine.state_at(address)
+    for k in range(len(values)):
+        engine.remember(values[k], ids[k], n, state)
+
+
+@njit(nogil=True)
+def watch(values, ids, n, inline, width):
+    "How many ids are wrong at the moment when there are said to be some."
+    wrong = 0
+    for k in range(len(values)):
+        count = engine.load16_first(values[k] + engine.COUNT_AT)
+        while count == engine.WAITS:
+            count = engine.load16_first(values[k] + engine.COUNT_AT)
+        at = values[k] if n <= inline else np.int64(engine.load64(values[k]))
+        wrong += count != n
+        for j in range(n):
+            wrong += np.int64(engine.load64(at + (j << width)) & np.uint64(0xFFFF)) != ids[k, j]
+    return wrong
+
+
+@two_cores
+@pytest.mark.parametrize("n", [1, 4, 7, 12])
+def test_ids_are_there_when_their_number_is(n):
+    coder, draw = engine.Coder(range(256), np.array([[97, 98, 256]]), {}), np.random.default_rng(n)
+    for _ in range(5):
+        slots = np.zeros(20_000, engine.SLOT)
+        slots["more"] = engine.WAITS << 48
+        values = slots.ctypes.data + engine.SLOT_BYTES * np.arange(len(slots)) + engine.VALUE_AT
+        ids = draw.integers(1, 1 << 16, (len(slots), n))
+        coder.reserve(0, 0, 4 * ids.size)
+        inline, width = (int(coder.state[name][0]) for name in ("inline", "width"))
+        (
+            remember_one_by_one(coder.address, values[:0], ids[:0], n),
+            watch(values[:0], ids[:0], n, inline, width),
+        )
+        jobs = (
+            partial(watch, values, ids, n, inline, width),
+            partial(remember_one_by_one, coder.address, values, ids, n),
+        )
+        assert at_once(*jobs)[0] == 0
+
+
+@pytest.mark.parametrize("word", [b"few", b" thirteen letters", b"x" * (engine.FEW + 1), b" y" + b"z" * 200])
+def test_word_that_waits_in_another_thread(word):
+    merges = np.array([[97, 98, 256], [120, 120, 257], [101, 119, 258]])
+    tables = engine.Tables()
+    first, second = (engine.Coder(range(256), merges, {}, tables=tables) for _ in range(2))
+    text = b"ab " + word + b" ab" + (b" new" + word) * 3 + b" ab"
+    right = first.encode(text)
+    known = len(first)
+    table = tables.slots if len(word) <= engine.SHORT else tables.longs
+    slot = np.flatnonzero(
+        table["more"]
+    )  # all words of one table wait, as if the first coder had only begun them
+    for index in (0, 1, 2, 1 << 40):  # what is in their values meanwhile says nothing to others
+        table["value"][slot], table["more"][slot] = index, engine.WAITS << 48
+        assert second.encode(text) == right
+        assert (table["value"][slot] == index).all() and (table["more"][slot] >> 48 == engine.WAITS).all()
+    assert len(second) == known
+
+
+def test_room_is_shared():
+    tables = engine.Tables(1 << 12, 1 << 9)
+    memories = [engine.Memory(tables=tables) for _ in range(5)]
+    each = lambda name: [int(memory.state[name][0]) for memory in memories]
+    assert each("most") == [int(0.8 * 4096) // 5] * 5 and each("most_long") == [int(0.8 * 512) // 5] * 5
+    assert all(memory.lacks(0) for memory in memories)  # 81 long words are less than a batch
+    memories[3].reserve(1000, 10, 10)
+    assert each("num_longs") == [2048] * 5 and not any(memory.lacks(100) for memory in memories)
+    assert memories[2].lacks(engine.SMALL[2] + 1) and not memories[2].lacks(engine.SMALL[2])
+    with tables.alone():
+        assert each("most") == [0] * 5 and all(memory.lock.locked() for memory in memories)
+    assert sum(each("most")) <= 0.8 * 4096 and not memories[0].lock.locked()
+    with pytest.raises(KeyError), tables.alone():
+        raise KeyError
+    assert min(each("most")) > 0 and not tables.turn.locked()  # an error does not stop the others for ever
 
 
 def test_too_many_words_to_number(monkeypatch):
@@ -418,40 +595,6 @@ def test_too_many_words_to_number(monkeypatch):
     monkeypatch.setattr(engine, "MOST_SYMBOLS", len(memory.listed(np.uint16)) - 1)
     with pytest.raises(ValueError, match="at most 36 symbols in different words"):
         engine.train(memory, [bytes([byte]) for byte in range(256)], 300)
-
-
-@pytest.mark.parametrize("lengths", [(3, 9), (16, 20), (60, 90), (300, 400)])
-def test_listening_forgets_nothing(lengths, monkeypatch):
-    monkeypatch.setattr(engine.Coder, "LIMIT", 1 << 15)
-    monkeypatch.setattr(engine, "MOST_NEWS", 500)
-    make = lambda: engine.Coder(range(256), np.array([[97, 98, 256]]), {})
-    teller, listener, draw = make(), make(), random.Random(0)
-    teller.hear()
-    listener.forget = lambda: pytest.fail("it has forgotten")
-    for _ in range(400):
-        teller.encode_array(
-            " ".join("".join(draw.choices("abcdefgh", k=draw.randint(*lengths))) for _ in range(100)).encode()
-        )
-        listener.inbox.append(teller.collect_news())
-        listener.hear()
-    assert 0.75 <= listener.slots_worth() / listener.LIMIT < 1  # it listened until it was nearly full
-
-
-def test_news_stay_while_somebody_reads_them():
-    coder = engine.Coder(range(256), np.array([[97, 98, 256]]), {})
-    coder.hear()
-    coder.encode_array(b"one two")
-    held = coder.collect_news()
-    told = held.copy()
-    for word in (b"three", b"four", b"five"):
-        coder.encode_array(word)
-        assert len(coder.collect_news()) == 1
-    assert len(told) == 2 and (held == told).all()
-    assert len(coder.pages) == 1  # with the one it is writing to, two go round
-    del held
-    assert len(coder.pages) == 2
-    coder.encode_array(b"five")  # known: nothing to tell, no new array
-    assert len(coder.collect_news()) == 0 and len(coder.pages) == 2
 
 
 def test_every_pair_has_a_place(monkeypatch):
@@ -513,8 +656,14 @@ def test_a_long_word_has_no_partner():
         assert engine.count_known(0, 1, key.ctypes.data, home.ctypes.data) == found
         assert pair["value"].tolist() == [0, found]
         out = np.zeros(16, np.uint16)
-        j, end = engine.emit_known(0, 1, key.ctypes.data, home.ctypes.data, out.ctypes.data, 0, 1, 7)
+        j, end = engine.emit_known(0, 1, key.ctypes.data, home.ctypes.data, out.ctypes.data, 1, 7)
         assert (j, end) == (found, out.ctypes.data)  # a value without ids
+    slot, key["low"][0] = engine.zeros(1, engine.LONG), 1 << 63 | 12345
+    home[0] = slot.ctypes.data
+    for slot["length"][0], slot["hash"][0] in product(
+        (0, 20), (0, 1 << 63 | 12345)
+    ):  # it, or what others see of it before
+        assert engine.count_known(0, 1, key.ctypes.data, home.ctypes.data) == 0
 
 
 def test_words_stay_at_home_when_tables_are_made_anew():
@@ -522,20 +671,20 @@ def test_words_stay_at_home_when_tables_are_made_anew():
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2500)]
 
     def at_home():
-        slots, shift = memory.slots, int(memory.state["shift"][0])
+        slots, shift = memory.tables.slots, int(memory.state["shift"][0])
         keys = [(int(low), int(high)) for low, high in zip(slots["low"], slots["high"], strict=True)]
         home = lambda low, high: (low * int(engine.MIX1) ^ high * int(engine.MIX2)) % 2**64 >> shift
         return {key for k, key in enumerate(keys) if key[1] and home(*key) == k}
 
     memory.count("\n".join(words).encode(), engine.Special({}))
-    assert memory.slots.ctypes.data % engine.LINE == 0  # partners share a line of the cache
-    before, longs = at_home(), memory.sizes[1]
+    assert memory.tables.slots.ctypes.data % engine.LINE == 0  # partners share a line of the cache
+    before, longs = at_home(), len(memory.tables.longs)
     assert 1000 < len(before) < len(memory) - 300
-    address, slots = memory.slots.ctypes.data, memory.sizes[0]
+    address, slots = memory.tables.slots.ctypes.data, len(memory.tables.slots)
     memory.reserve(0, longs, 0)  # the other table must grow; this one stays
-    assert memory.sizes[1] > longs and memory.slots.ctypes.data == address
+    assert len(memory.tables.longs) > longs and memory.tables.slots.ctypes.data == address
     memory.reserve(slots, 0, 0)  # this one is filled again, in order of its slots
-    assert memory.sizes[0] > slots and at_home() > before
+    assert len(memory.tables.slots) > slots and at_home() > before
 
 
 GUARDED = """
@@ -570,11 +719,11 @@ for data in texts():
     pattern = [(0, 0, 0), (1, 3, 0), (1, 1, 1)][n % 3]
     coder = engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
     coder.reserve(4 * n + 256, n // 16 + 256, n)
-    coder.own("news", np.zeros(60, engine.SLOT))
-    coder.state["num_news"] = 60
-    copied = ("slots", "longs", "news", "masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
+    coder.slots, coder.longs = coder.tables.slots, coder.tables.longs
+    coder.state["arena_size"] = 4 * n  # no more than it asks for
+    copied = ("slots", "longs", "masks", "new", "lanes", "pairs", "shifts", "merged", "byte_ranks", "byte_ids")
     sizes = {"text": n + engine.PAD, "out": coder.dtype.itemsize * (n + engine.PAD),
-             "arena": coder.sizes[2] + engine.PAD, "ids": coder.ids.nbytes, "starts": 8 * (engine.BATCH + 2),
+             "arena": 4 * n + engine.PAD, "starts": 8 * (engine.BATCH + 2),
              "keys": 16 * engine.BATCH, "homes": 8 * engine.BATCH, "distant": 8 * engine.BATCH}
     for name, size in (sizes | {name: getattr(coder, name).nbytes for name in copied}).items():
         address = guarded(size)
@@ -584,21 +733,19 @@ for data in texts():
     ctypes.memmove(int(coder.state["text"][0]), data, n)
     segments = coder.special.segments(int(coder.state["text"][0]), n)
     m = engine.encode_segments(coder.address, segments, n, False)
+    words = len(coder)
     got = np.ctypeslib.as_array((ctypes.c_uint16 * max(m, 1)).from_address(int(coder.state["out"][0])))[:m].tolist()
     assert got == engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern).encode(data), n
-    told, other = int(coder.state["told"][0]), engine.Coder(range(256), merges, {b"<|e|>": 300}, pattern)
-    news = guarded(told * engine.SLOT_BYTES)
-    ctypes.memmove(news, int(coder.state["news"][0]), told * engine.SLOT_BYTES)
-    rows = np.frombuffer(ctypes.string_at(news, told * engine.SLOT_BYTES), engine.SLOT)
-    words = row = 0
-    while row < told:  # letters of long words, and ids if there are many, take rows of their own
-        letters = int(rows["high"][row]) if rows["high"][row] < 1 << 56 else 0
-        ids = int(rows["more"][row]) >> 48
-        words, row = words + 1, row + 1 + -(-letters // 32) + (-(-2 * ids // 32) if ids > 7 else 0)
-    assert row == told
-    other.reserve(words, words, told * engine.SLOT_BYTES)
-    assert engine.enter_all(other.address, news, 0, told) == told and len(other) == words
-    assert other.encode(data) == got
+    for name, kind, move_all in (("slots", engine.SLOT, engine.move_short), ("longs", engine.LONG, engine.move_long)):
+        old, size = int(coder.state[name][0]), int(coder.state["num_" + name][0])  # to a larger table
+        new = guarded(2 * size * kind.itemsize)
+        move_all(old, size, new, 2 * size)
+        table = lambda at, size: np.frombuffer(ctypes.string_at(at, size * kind.itemsize), kind)
+        assert sorted(table(old, size).tolist())[-size // 5:] == sorted(table(new, 2 * size).tolist())[-size // 5:]
+        coder.state[name], coder.state["num_" + name] = new, 2 * size
+    coder.state["shift"] -= np.uint64(1)
+    coder.state["arena_size"] += 4 * n  # it will write nothing there
+    assert engine.encode_segments(coder.address, segments, n, False) == m and len(coder) == words  # all was found there
 for data in [*texts()][:200:3]:  # learning: symbols with their heads, and what may be read behind them
     memory = engine.Memory()
     memory.count(data, engine.Special({}))
@@ -643,12 +790,9 @@ tokens, merges = engine.train(memory, [bytes([b]) for b in range(256)], 500)
 ids = {token: i for i, token in enumerate(tokens)}
 coder = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
 coder.encode(b"abab ab's " * 50 + b"c" * 500 + b"<")
-coder.hear()
 coder.encode(b" ".join(b"d" * length for length in range(70)))
-other = engine.Coder(range(256), engine.np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges]), {b"<": 0})
-other.inbox.append(coder.collect_news())
-other.hear()
-assert len(other) > 5
+coder.reserve(10_000, 10_000, 10_000)  # words move
+coder.encode(b" ".join(b"d" * length for length in range(90)))
 memory = engine.Memory()  # each word with "ab" once: the room for their neighbors must grow
 memory.count(" ".join(f"ab{x}{y}{z}" for x in "cdefghijklmn" for y in "cdefghijklmn" for z in "cdefghijklmn").encode(), engine.Special({}))
 engine.train(memory, [bytes([b]) for b in range(256)], 300)
