@@ -1065,7 +1065,9 @@ class Tables:
                 state[table], state["num_" + table] = array.ctypes.data, len(array)
                 state[most] = state[used] + share
         for state, _ in self.users:
-            state["shift"] = shift_for(len(self.slots))
+            state["shift"] = (
+                65 - len(self.slots).bit_length()
+            )  # as `shift_for`, which would have to be loaded
 
     def roomy(self) -> bool:
         "Whether to share the room out anew would be enough: for a while, and not only for a batch or two."
