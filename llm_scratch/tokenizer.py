@@ -1007,7 +1007,7 @@ def encode_to_array(
 
     if num_threads == 1:
         place, lend, give_back, piece = joined.room, crew, lambda ids: None, 2 * _PIECE
-    else:  # smaller: threads share a cache of the processor, too
+    else:  # among 1, 1.5 and 2 of these, none is clearly faster for two threads
         place, lend, give_back, piece = spare.take, crew, spare.give_back, _PIECE * 3 // 2
     spans = file_ranges(path, self.special_tokens, min(piece, size // num_threads + 1))
     with _bytes_bar(progress, size, f"encoding {Path(path).name}") as bar:
