@@ -958,7 +958,7 @@ def absorb_long(address, other_address):
         if theirs.hash != 0:
             add_long(theirs.at, theirs.length, theirs.hash, theirs.value, state)
 
-
+# %% ../nbs/01a_bpe_engine.ipynb #1a9e5c25
 @inline
 def shift_for(num_slots):
     "How far the bits of a product go right, so that as many stay as slots have numbers; `num_slots` is a power of two."
@@ -1071,9 +1071,9 @@ class Tables:
 
     def roomy(self) -> bool:
         "Whether to share the room out anew would be enough: for a while, and not only for a batch or two."
-        while_ = 16 * BATCH * len(self.users)
+        least = 16 * BATCH * len(self.users)
         sizes = ((len(getattr(self, table)), used) for table, used, _ in KINDS)
-        return all(self.room(size, used) >= max(while_, size // 16) for size, used in sizes)
+        return all(self.room(size, used) >= max(least, size // 16) for size, used in sizes)
 
     def wanted_sizes(self, *words: int) -> list[int]:
         "Sizes of tables with room for so many more words, short and long, and for a batch of each user."

@@ -858,9 +858,9 @@ def _encode_range(self: Tokenizer, path: str | Path, dtype: np.dtype, span: tupl
 
 @patch
 def _encode_range_compiled(
-    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable, lend: Callable
+    self: Tokenizer, path: str | Path, dtype: np.dtype, span: tuple[int, int], place: Callable, crew
 ) -> np.ndarray:
-    "The same by the engine: a coder that `lend` finds, writing in the array that `place` gives."
+    "The same by the engine: a coder of the crew, writing in the array that `place` gives."
 
     def encode(coder):
         n = span[1] - span[0]
@@ -872,7 +872,7 @@ def _encode_range_compiled(
 
     with open(path, "rb", buffering=0) as file:
         file.seek(span[0])
-        ids, bad = lend(encode)
+        ids, bad = crew(encode)
     if bad:
         read_range(path, span)  # raises, and says where
     return ids
@@ -909,8 +909,8 @@ def _encoded(
     known, dtype = engine_pattern(self.pattern) is not None, token_dtype(self.vocab_size)
     spare, encode_range = _Spare(dtype), partial(self._encode_range, path, dtype)
     if crew:
-        chunk_bytes, lend = _PIECE, crew
-        encode_range = partial(self._encode_range_compiled, path, dtype, place=spare.take, lend=lend)
+        chunk_bytes = _PIECE
+        encode_range = partial(self._encode_range_compiled, path, dtype, place=spare.take, crew=crew)
     spans, tasks = tee(file_ranges(path, self.special_tokens, chunk_bytes, known))
     with (
         closing(ordered_map(encode_range, tasks, num_processes, threads=bool(crew))) as results,
@@ -1003,12 +1003,12 @@ def encode_to_array(
         return joined.whole()
 
     def encode_span(number, span):
-        joined.add(number, self._encode_range_compiled(path, dtype, span, place, lend), give_back)
+        joined.add(number, self._encode_range_compiled(path, dtype, span, place, crew), give_back)
 
     if num_threads == 1:
-        place, lend, give_back, piece = joined.room, crew, lambda ids: None, 2 * _PIECE
+        place, give_back, piece = joined.room, lambda ids: None, 2 * _PIECE
     else:  # among 1, 1.5 and 2 of these, none is clearly faster for two threads
-        place, lend, give_back, piece = spare.take, crew, spare.give_back, _PIECE * 3 // 2
+        place, give_back, piece = spare.take, spare.give_back, _PIECE * 3 // 2
     spans = file_ranges(path, self.special_tokens, min(piece, size // num_threads + 1))
     with _bytes_bar(progress, size, f"encoding {Path(path).name}") as bar:
         _each_span(encode_span, spans, num_threads, bar)
